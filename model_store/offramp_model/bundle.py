@@ -1,0 +1,260 @@
+"""The bundle: one published version of one model, checked file by file before a byte of it is used.
+
+    <store>/<name>/<version>/manifest.json  weights.safetensors  metrics.json  README.md  plots/
+
+The manifest carries the sha256 of every other file. Weights are safetensors: nothing is ever unpickled.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveInt, ValidationError, model_validator
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from offramp_model.costs import CostTable, cost_table
+from offramp_model.network import MultiExitResNet, NetworkConfig
+
+MANIFEST = "manifest.json"
+WEIGHTS = "weights.safetensors"
+FORMAT_VERSION = 1
+NAME_PATTERN = r"^[a-z0-9][a-z0-9._-]*$"
+
+PolicyName = Literal["router", "entropy", "confidence", "fixed"]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Threshold = Annotated[float, Field(gt=0, le=1)]
+
+
+class BundleError(Exception):
+    """A bundle that can't be used: names the file and the reason."""
+
+    def __init__(self, path: Path, reason: str) -> None:
+        super().__init__(f"{path}: {reason}")
+        self.path, self.reason = path, reason
+
+
+class BundleNotFoundError(LookupError):
+    """No bundle of that name or version in the store."""
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Preprocessing(_Part):
+    """Channel-wise normalisation of pixels on the scale 0…1."""
+
+    mean: tuple[float, ...]
+    std: tuple[Annotated[float, Field(gt=0)], ...]
+
+
+class Control(_Part):
+    """A choice between accuracy and compute."""
+
+    policy: PolicyName
+    lambda_: NonNegativeFloat = 0.0
+    threshold: Threshold = 0.5
+    max_exit: PositiveInt | None = None
+
+
+class OperatingPoint(_Part):
+    """A control with what it gave on held-out images."""
+
+    control: Control
+    accuracy: Fraction
+    mean_cost: NonNegativeFloat
+    exit_fractions: tuple[Fraction, ...]
+
+
+class Provenance(_Part):
+    """Where the weights come from."""
+
+    created: str
+    """ISO 8601, UTC."""
+    seed: int
+    data_note: str
+    tool: str
+    """Program and version that published the bundle."""
+
+
+class Manifest(_Part):
+    """Everything that a server must know about a bundle."""
+
+    format_version: Literal[1] = 1
+    name: Annotated[str, Field(pattern=NAME_PATTERN)]
+    version: PositiveInt
+    architecture: Literal["multi-exit-resnet"] = "multi-exit-resnet"
+    network: NetworkConfig
+    labels: tuple[str, ...]
+    preprocessing: Preprocessing
+    costs: CostTable
+    router_kind: Literal["bank"] = "bank"
+    default_control: Control
+    default_thresholds: dict[PolicyName, Threshold]
+    """The threshold of each policy where a caller names the policy alone."""
+    full_accuracy: Fraction
+    """Of the plain full network, on held-out images."""
+    exit_accuracies: tuple[Fraction, ...]
+    """Of each exit alone, on held-out images."""
+    operating_points: tuple[OperatingPoint, ...]
+    provenance: Provenance
+    files: dict[str, Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]]
+    """sha256 of every other file of the bundle, by path inside it."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Manifest:
+        exits = self.network.exits
+        if len(self.labels) != self.network.classes:
+            raise ValueError(f"labels names {len(self.labels)} classes and the network has {self.network.classes}")
+        if len(self.exit_accuracies) != exits:
+            raise ValueError(f"exit_accuracies has {len(self.exit_accuracies)} entries and the network {exits} exits")
+        if self.costs != cost_table(self.network):
+            raise ValueError("costs do not match the network's own cost table")
+        if len(self.preprocessing.mean) != self.network.input_channels or len(self.preprocessing.std) != self.network.input_channels:
+            raise ValueError(f"preprocessing must give mean and std of {self.network.input_channels} channels")
+        missing = {"router", "entropy", "confidence"} - self.default_thresholds.keys()
+        if missing:
+            raise ValueError(f"default_thresholds lacks {', '.join(sorted(missing))}")
+        if self.default_control.policy == "router" and not self.network.router_lambdas:
+            raise ValueError("the default policy is `router` and the network has no routers")
+        return self
+
+
+@dataclass(frozen=True, slots=True)
+class Bundle:
+    """A bundle whose every file has been checked against the manifest."""
+
+    path: Path
+    manifest: Manifest
+
+    def load_network(self) -> MultiExitResNet:
+        """Build the network in float32, in evaluation mode. Raises BundleError when weights do not fit it."""
+        path = self.path / WEIGHTS
+        try:
+            tensors = load_file(path)
+        except (SafetensorError, OSError) as error:
+            raise BundleError(path, f"not a safetensors file ({error})") from error
+        network = MultiExitResNet(self.manifest.network)
+        wanted = network.state_dict()
+        lacking = sorted(wanted.keys() - tensors.keys()) + sorted(tensors.keys() - wanted.keys())
+        if lacking:
+            raise BundleError(path, f"tensors missing or unknown: {', '.join(lacking[:5])}")
+        for name, tensor in wanted.items():
+            if tensors[name].shape != tensor.shape:
+                raise BundleError(path, f"tensor {name} has shape {tuple(tensors[name].shape)}, expected {tuple(tensor.shape)}")
+        network.load_state_dict({name: tensor.to(wanted[name].dtype) for name, tensor in tensors.items()})
+        return network.eval()
+
+
+class BundleStore:
+    """The bundles under one folder, found by name and version."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def names(self) -> list[str]:
+        """Names of models with at least one version, sorted."""
+        if not self.root.is_dir():
+            return []
+        return sorted(path.name for path in self.root.iterdir() if re.match(NAME_PATTERN, path.name) and self.versions(path.name))
+
+    def versions(self, name: str) -> list[int]:
+        """Versions of a model, ascending; empty when there is none."""
+        folder = self.root / name
+        if not re.match(NAME_PATTERN, name) or not folder.is_dir():
+            return []
+        return sorted(int(path.name) for path in folder.iterdir() if re.fullmatch(r"[1-9][0-9]*", path.name))
+
+    def open(self, name: str, version: int | None = None) -> Bundle:
+        """Check and open a bundle; the newest version when none is given.
+
+        Raises BundleNotFoundError, or BundleError naming the damaged or foreign file.
+        """
+        versions = self.versions(name)
+        if not versions:
+            raise BundleNotFoundError(f"no model {name!r} in {self.root}: it holds {', '.join(self.names()) or 'nothing'}")
+        if version is None:
+            version = versions[-1]
+        if version not in versions:
+            raise BundleNotFoundError(f"model {name!r} has no version {version}: it has {', '.join(map(str, versions))}")
+        bundle = open_bundle(self.root / name / str(version))
+        if (bundle.manifest.name, bundle.manifest.version) != (name, version):
+            found = f"{bundle.manifest.name} version {bundle.manifest.version}"
+            raise BundleError(bundle.path / MANIFEST, f"is of {found}, and lies in the folder of {name} version {version}")
+        return bundle
+
+
+def open_bundle(path: Path) -> Bundle:
+    """Read the manifest and check every file's digest. Raises BundleError naming the file and the reason."""
+    manifest_path = path / MANIFEST
+    try:
+        manifest = Manifest.model_validate_json(manifest_path.read_bytes())
+    except OSError as error:
+        raise BundleError(manifest_path, f"can't be read ({error.strerror})") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "manifest"
+        raise BundleError(manifest_path, f"not a manifest of format {FORMAT_VERSION}: {where}: {first['msg']}") from error
+    if WEIGHTS not in manifest.files:
+        raise BundleError(manifest_path, f"lists no digest of {WEIGHTS}")
+    for name, digest in manifest.files.items():
+        file = path / name
+        if not file.resolve().is_relative_to(path.resolve()):
+            raise BundleError(manifest_path, f"names a file outside the bundle: {name}")
+        if not file.is_file():
+            raise BundleError(file, "is missing")
+        if sha256(file) != digest:
+            raise BundleError(file, "does not match its sha256 in the manifest: the file is damaged or was changed")
+    return Bundle(path, manifest)
+
+
+def sha256(path: Path) -> str:
+    """Hex digest of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def publish_bundle(store: Path, manifest: Manifest, tensors: Mapping[str, Tensor], files: Mapping[str, Path]) -> Bundle:
+    """Write a bundle beside its place and rename it there, so that a reader sees a whole bundle or none.
+
+    Floating-point tensors are stored in half precision. `manifest.files` is filled in here. `files` maps a path inside the
+    bundle to the file to copy there. Raises FileExistsError when the version is already published.
+    """
+    target = store / manifest.name / str(manifest.version)
+    if target.exists():
+        raise FileExistsError(f"{target} is already published: choose a new publish.version")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    beside = Path(tempfile.mkdtemp(prefix=f".{manifest.version}-", dir=target.parent))
+    try:
+        half = {name: (t.half() if t.is_floating_point() else t).contiguous() for name, t in tensors.items()}
+        save_file(half, beside / WEIGHTS)
+        for name, source in files.items():
+            (beside / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source, beside / name)
+        digests = {p.relative_to(beside).as_posix(): sha256(p) for p in sorted(beside.rglob("*")) if p.is_file()}
+        complete = manifest.model_copy(update={"files": digests})
+        (beside / MANIFEST).write_text(complete.model_dump_json(indent=2) + "\n")
+        open_bundle(beside).load_network()
+        beside.chmod(0o755)
+        os.rename(beside, target)
+    except BaseException:
+        shutil.rmtree(beside, ignore_errors=True)
+        raise
+    return open_bundle(target)
+
+
+def half_overflows(tensors: Mapping[str, Tensor]) -> list[str]:
+    """Names of tensors with finite values that half precision can't hold."""
+    limit = torch.finfo(torch.half).max
+    return [name for name, tensor in tensors.items() if tensor.is_floating_point() and bool((tensor.abs() > limit).any())]
