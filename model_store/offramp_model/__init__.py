@@ -1,0 +1,1 @@
+"""The contract between training and serving: network, routing maths, cost table, bundles."""

@@ -121,8 +121,9 @@ class Manifest(_Part):
             raise ValueError(f"exit_accuracies has {len(self.exit_accuracies)} entries and the network {exits} exits")
         if self.costs != cost_table(self.network):
             raise ValueError("costs do not match the network's own cost table")
-        if len(self.preprocessing.mean) != self.network.input_channels or len(self.preprocessing.std) != self.network.input_channels:
-            raise ValueError(f"preprocessing must give mean and std of {self.network.input_channels} channels")
+        channels = self.network.input_channels
+        if (len(self.preprocessing.mean), len(self.preprocessing.std)) != (channels, channels):
+            raise ValueError(f"preprocessing must give mean and std of {channels} channels")
         missing = {"router", "entropy", "confidence"} - self.default_thresholds.keys()
         if missing:
             raise ValueError(f"default_thresholds lacks {', '.join(sorted(missing))}")

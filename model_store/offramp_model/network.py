@@ -20,9 +20,9 @@ class NetworkConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    widths: tuple[PositiveInt, ...] = Field((64, 128, 256, 512), min_length=1)
+    widths: tuple[PositiveInt, ...] = Field(default=(64, 128, 256, 512), min_length=1)
     """Channels of each residual group; an exit follows each group, so their number is the number of exits K."""
-    blocks: tuple[PositiveInt, ...] = Field((2, 2, 2, 2), min_length=1)
+    blocks: tuple[PositiveInt, ...] = Field(default=(2, 2, 2, 2), min_length=1)
     """Basic blocks of each residual group; (2, 2, 2, 2) is ResNet-18, (3, 4, 6, 3) is ResNet-34."""
     classes: PositiveInt = 10
     input_channels: PositiveInt = 3
@@ -38,8 +38,10 @@ class NetworkConfig(BaseModel):
     @model_validator(mode="after")
     def _consistent(self) -> NetworkConfig:
         if len(self.widths) != len(self.blocks):
-            raise ValueError(f"widths names {len(self.widths)} residual groups and blocks {len(self.blocks)}: give both the same length")
-        if any(a >= b for a, b in zip(self.router_lambdas, self.router_lambdas[1:], strict=False)):
+            raise ValueError(
+                f"widths names {len(self.widths)} residual groups and blocks {len(self.blocks)}: give both the same length"
+            )
+        if list(self.router_lambdas) != sorted(set(self.router_lambdas)):
             raise ValueError("router_lambdas must be strictly ascending")
         return self
 
@@ -60,10 +62,12 @@ class BasicBlock(nn.Module):
         self.norm2 = nn.BatchNorm2d(channels_out)
         self.shortcut: nn.Module = nn.Identity()
         if stride != 1 or channels_in != channels_out:
-            self.shortcut = nn.Sequential(nn.Conv2d(channels_in, channels_out, 1, stride, bias=False), nn.BatchNorm2d(channels_out))
+            projection = nn.Conv2d(channels_in, channels_out, 1, stride, bias=False)
+            self.shortcut = nn.Sequential(projection, nn.BatchNorm2d(channels_out))
         nn.init.zeros_(self.norm2.weight)  # the block begins as the identity (Goyal et al. 2017, section 5.1)
 
     def forward(self, x_NCHW: Tensor) -> Tensor:
+        """Features of the block, shape (N, channels_out, H / stride, W / stride)."""
         y_NCHW = F.relu(self.norm1(self.conv1(x_NCHW)))
         return F.relu(self.norm2(self.conv2(y_NCHW)) + self.shortcut(x_NCHW))
 
@@ -78,7 +82,8 @@ class Head(nn.Sequential):
 
     def forward(self, pooled_NC: Tensor) -> Tensor:
         """Calibrated logits, shape (N, classes)."""
-        return super().forward(pooled_NC) / self.temperature
+        logits_NK: Tensor = super().forward(pooled_NC)  # type: ignore[no-untyped-call]
+        return logits_NK / self.temperature
 
 
 class RouterBank(nn.Module):
@@ -96,7 +101,7 @@ class RouterBank(nn.Module):
     def forward(self, pooled_NC: Tensor) -> Tensor:
         """Halting logits s_k of every grid λ, shape (N, L)."""
         lambdas, hidden, _ = self.weight_LH1.shape
-        hidden_LNH = F.relu(self.hidden(pooled_NC)).unflatten(1, (lambdas, hidden)).transpose(0, 1)
+        hidden_LNH = F.relu(self.hidden(pooled_NC)).view(-1, lambdas, hidden).transpose(0, 1)
         return torch.baddbmm(self.bias_L11, hidden_LNH, self.weight_LH1).squeeze(2).T
 
 
@@ -141,7 +146,8 @@ class MultiExitResNet(nn.Module):
         features_NCHW = self.stem(images_NCHW)
         for group in self.groups:
             features_NCHW = group(features_NCHW)
-        return self.classifier(pool(features_NCHW))
+        logits_NK: Tensor = self.classifier(pool(features_NCHW))
+        return logits_NK
 
     def stage(self, exit: int, features_NCHW: Tensor) -> StageOutput:
         """Run stage `exit` (1…K) on the images (stage 1) or on the previous stage's features."""

@@ -104,7 +104,8 @@ def interpolate_router_logits(router_logits_NL: Tensor, grid_L: Tensor, lambda_N
 
 def normalised_entropy(probabilities_NC: Tensor) -> Tensor:
     """Shannon entropy over ln(classes), in [0, 1], shape (N,); BranchyNet's score."""
-    return torch.special.entr(probabilities_NC).sum(-1) / math.log(max(probabilities_NC.shape[-1], 2))
+    entropy_N: Tensor = torch.special.entr(probabilities_NC).sum(-1)
+    return entropy_N / math.log(max(probabilities_NC.shape[-1], 2))
 
 
 def confidence(probabilities_NC: Tensor) -> Tensor:

@@ -1,0 +1,48 @@
+# make demo | serve | test | check | clean; everything happens in one virtual environment, $(VENV)
+VENV ?= .venv
+PYTHON ?= python3
+# pins torch; CONSTRAINTS=your-file.txt chooses another build, such as one for CUDA
+CONSTRAINTS ?= constraints.txt
+PIP_INSTALL = $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --constraint $(CONSTRAINTS)
+SOURCES = proto model_store server client training examples tests
+
+.PHONY: demo serve test check format generate clean
+
+demo: $(VENV)/.server
+	$(VENV)/bin/python examples/demo.py
+
+serve: $(VENV)/.server
+	$(VENV)/bin/offramp-server
+
+test: $(VENV)/.dev
+	$(VENV)/bin/python -m pytest
+
+check: $(VENV)/.dev
+	$(VENV)/bin/ruff check $(SOURCES)
+	$(VENV)/bin/ruff format --check $(SOURCES)
+	$(VENV)/bin/mypy model_store/offramp_model server/offramp_server client/offramp_client training/offramp_training examples
+	$(VENV)/bin/buf lint
+	$(VENV)/bin/python proto/generate.py --check
+
+format: $(VENV)/.dev
+	$(VENV)/bin/ruff check --fix $(SOURCES)
+	$(VENV)/bin/ruff format $(SOURCES)
+
+generate: $(VENV)/.dev
+	$(VENV)/bin/python proto/generate.py
+
+clean:
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.server: $(VENV)/bin/python pyproject.toml $(CONSTRAINTS)
+	@echo "installing Offramp and what it needs into $(VENV) …"
+	$(PIP_INSTALL) --editable '.[server]'
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/bin/python pyproject.toml $(CONSTRAINTS)
+	@echo "installing Offramp with everything that its tests need into $(VENV) …"
+	$(PIP_INSTALL) --editable '.[dev]'
+	@touch $@ $(VENV)/.server

@@ -1,0 +1,1 @@
+"""Admission, stage queues, batching and exit decisions; knows neither gRPC nor protobuf."""

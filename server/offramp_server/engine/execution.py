@@ -1,0 +1,69 @@
+"""One stage on one batch, and what its exit decides: the part of the engine that runs in the executor's thread."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import cast
+
+import numpy as np
+import torch
+from offramp_model.routing import Controls, decide
+from torch import Tensor
+
+from offramp_server.engine.types import Backend, FrameControl
+
+
+@dataclass(frozen=True, slots=True)
+class RowOutcome:
+    """What the exit decided about one frame of the batch."""
+
+    leaves: bool
+    by_policy: bool
+    halting: float | None
+    """σ(s_k); None where this exit has no router."""
+    probabilities: np.ndarray | None
+    """Class probabilities of a frame that leaves."""
+    features: Tensor | None
+    """The next stage's input, of a frame that goes on."""
+
+
+def run_batch(
+    backend: Backend, stage: int, inputs: Sequence[np.ndarray | Tensor], controls: Sequence[FrameControl]
+) -> list[RowOutcome]:
+    """Run stage `stage` and decide row by row. Stage 1 takes images, later stages rows of the stage before."""
+    with torch.inference_mode():
+        batch = backend.prepare(cast("list[np.ndarray]", inputs)) if stage == 1 else torch.stack(cast("list[Tensor]", inputs))
+        result = backend.run_stage(stage, batch)
+        decision = decide(
+            stage, result.logits_NC, result.router_logits_NL, _as_tensors(controls, batch.device), backend.grid_L, backend.cost_K
+        )
+        leaves = decision.leaves_N.tolist()
+        # a copy of the survivors alone, so that no row keeps the whole batch's features alive
+        survivors = iter(result.features[~decision.leaves_N]) if stage < backend.exits else iter(())
+        halting = decision.halting_N.tolist() if result.router_logits_NL is not None else [None] * len(leaves)
+        rows = zip(leaves, decision.by_policy_N.tolist(), halting, decision.probabilities_NC.cpu().numpy(), strict=True)
+        return [
+            RowOutcome(left, by_policy, halt, row.copy() if left else None, None if left else next(survivors))
+            for left, by_policy, halt, row in rows
+        ]
+
+
+def warm_up(backend: Backend, batch: int) -> None:
+    """Run every stage on blank frames, at batch 1 and at the full batch, so that no caller pays for first-time work."""
+    blank = np.zeros((backend.input_size, backend.input_size, 3), np.uint8)
+    with torch.inference_mode():
+        for size in (1, batch):
+            features = backend.prepare([blank] * size)
+            for stage in range(1, backend.exits + 1):
+                features = backend.run_stage(stage, features).features
+
+
+def _as_tensors(controls: Sequence[FrameControl], device: torch.device) -> Controls:
+    return Controls(
+        policy_N=torch.tensor([int(c.policy) for c in controls], device=device),
+        lambda_N=torch.tensor([c.lambda_ for c in controls], dtype=torch.float32, device=device),
+        threshold_NE=torch.tensor([c.thresholds for c in controls], dtype=torch.float32, device=device),
+        min_exit_N=torch.tensor([c.min_exit for c in controls], device=device),
+        max_exit_N=torch.tensor([c.max_exit for c in controls], device=device),
+    )

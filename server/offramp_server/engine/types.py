@@ -1,0 +1,125 @@
+"""The engine's vocabulary: frames in, answers out, and the two seams (backend, metrics) that it talks through."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from offramp_model.routing import ExitReason, Policy
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class FrameControl:
+    """A frame's control with every field resolved and validated."""
+
+    policy: Policy
+    lambda_: float
+    thresholds: tuple[float, ...]
+    """One for each exit but the last."""
+    min_exit: int
+    max_exit: int
+    """Deepest exit that the frame may reach; K where nothing bounds it."""
+    max_exit_reason: ExitReason = ExitReason.MAX_EXIT
+    """Why `max_exit` is the bound: MAX_EXIT, or MAX_COST where the caller's cost bound is the tighter one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """One frame to classify. Image: uint8 (H, W, 3), or normalised float32 (3, H, W), at the network's input size."""
+
+    image: np.ndarray
+    control: FrameControl
+    deadline: float | None = None
+    """On the engine's clock, in seconds; work past it is dropped."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a frame shows and where it left the network."""
+
+    probabilities: np.ndarray
+    """Calibrated class probabilities at the exit taken, float32 (classes,)."""
+    exit: int
+    reason: ExitReason
+    halting: tuple[float, ...]
+    """σ(s_k) of every router met, from exit 1 on."""
+    queue_ms: float
+    compute_ms: float
+
+
+@dataclass(frozen=True, slots=True)
+class EngineLimits:
+    """Bounds of one engine."""
+
+    max_batch: int = 32
+    max_in_flight: int = 1024
+    """Frames admitted and not yet answered; more are refused."""
+    max_stage_wait_ms: float = 50.0
+    """A frame that has waited this long for its stage makes the stage run next, full batch or not."""
+
+
+@dataclass(frozen=True, slots=True)
+class StageResult:
+    """What a backend gives for one stage of a batch."""
+
+    features: Tensor
+    """Input of the next stage, one row a frame."""
+    logits_NC: Tensor
+    router_logits_NL: Tensor | None
+
+
+class Backend(Protocol):
+    """One network on one runtime, stage by stage, batch first; it knows nothing of requests.
+
+    Methods are called from the executor's thread, one at a time.
+    """
+
+    name: str
+    """The runtime, such as `torch`."""
+    device_description: str
+    """Device and number format, such as `cpu, float32`."""
+    exits: int
+    input_size: int
+    """Height and width of the network's input, in pixels."""
+    cost_K: Tensor
+    """Cost ratio of every exit."""
+    grid_L: Tensor
+    """λ of the bank's routers, ascending; empty where there are none."""
+
+    def prepare(self, images: list[np.ndarray]) -> Tensor:
+        """Stack frames into the input of stage 1, normalised."""
+        ...
+
+    def run_stage(self, exit: int, features: Tensor) -> StageResult:
+        """Run stage `exit`, 1…K."""
+        ...
+
+
+class EngineMetrics(Protocol):
+    """What the engine reports as it goes; called on the event loop."""
+
+    def frame_admitted(self, frame: Frame) -> None:
+        """A frame entered the first queue."""
+        ...
+
+    def frame_answered(self, frame: Frame, answer: Answer) -> None:
+        """A frame left the network."""
+        ...
+
+    def frame_refused(self, reason: str) -> None:
+        """A frame was not admitted: `overloaded` or `draining`."""
+        ...
+
+    def frame_dropped(self, reason: str) -> None:
+        """An admitted frame got no answer: `cancelled`, `expired` or `failed`."""
+        ...
+
+    def batch_ran(self, stage: int, size: int, seconds: float, waits: list[float]) -> None:
+        """A stage ran on `size` frames for `seconds`; `waits` are the seconds each frame queued for it."""
+        ...
+
+    def in_flight(self, frames: int) -> None:
+        """The number of frames admitted and not yet answered changed."""
+        ...

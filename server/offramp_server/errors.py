@@ -1,0 +1,48 @@
+"""What can go wrong with a request, in the server's own words; rpc/ maps each class to a gRPC status.
+
+OfframpError
+├── InvalidRequestError      a field of the request is wrong
+├── ModelNotFoundError       no such model or version is loaded
+├── OverloadedError          too much in flight; try again after a while
+├── DeadlineError            the deadline passed before the frame ran
+├── UnavailableError         draining, or no model ready
+└── ExecutionError           a fault of ours; its message holds nothing but that
+"""
+
+from __future__ import annotations
+
+
+class OfframpError(Exception):
+    """Base of every error that may reach a caller; its message is safe to send."""
+
+
+class InvalidRequestError(OfframpError):
+    """A field is wrong. `field` is its path in the request, such as `frame.control.lambda`."""
+
+    def __init__(self, field: str, message: str) -> None:
+        super().__init__(f"{field}: {message}")
+        self.field, self.reason = field, message
+
+
+class ModelNotFoundError(OfframpError):
+    """No such model or version is loaded."""
+
+
+class OverloadedError(OfframpError):
+    """Too much is in flight."""
+
+    def __init__(self, message: str, retry_after_ms: int) -> None:
+        super().__init__(message)
+        self.retry_after_ms = retry_after_ms
+
+
+class DeadlineError(OfframpError):
+    """The deadline passed before the frame ran."""
+
+
+class UnavailableError(OfframpError):
+    """The server is draining, or no model is ready."""
+
+
+class ExecutionError(OfframpError):
+    """The network could not be run on a frame; the log has the reason."""

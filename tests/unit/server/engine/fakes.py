@@ -1,0 +1,94 @@
+"""A backend whose frames carry their own answers, and metrics that remember."""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+
+import numpy as np
+import torch
+from offramp_model.routing import ExitReason, Policy
+from offramp_server.engine.types import Answer, Frame, FrameControl, StageResult
+from torch import Tensor
+
+EXITS = 3
+CLASSES = 4
+
+
+def frame(halting: float = 0.5, label: int = 0, deadline: float | None = None, **control: object) -> Frame:
+    """A frame whose routers all say σ(s_k) = `halting` and whose heads all say `label`."""
+    image = np.zeros((2, 2, 3), np.uint8)
+    image[0, 0, 0] = round(halting * 100)
+    image[0, 0, 1] = label
+    return Frame(image, control_of(**control), deadline)
+
+
+def control_of(
+    policy: Policy = Policy.ROUTER,
+    lambda_: float = 0.0,
+    threshold: float = 0.5,
+    min_exit: int = 1,
+    max_exit: int = EXITS,
+    max_exit_reason: ExitReason = ExitReason.MAX_EXIT,
+) -> FrameControl:
+    return FrameControl(policy, lambda_, (threshold,) * (EXITS - 1), min_exit, max_exit, max_exit_reason)
+
+
+class FakeBackend:
+    """Implements engine.types.Backend; features are the frame's own bytes, passed on unchanged."""
+
+    name = "fake"
+    device_description = "none"
+    exits = EXITS
+    input_size = 2
+
+    def __init__(self) -> None:
+        self.cost_K = torch.tensor([0.3, 0.6, 1.0])
+        self.grid_L = torch.tensor([0.0, 1.0])
+        self.batches: list[tuple[int, int]] = []
+        self.gate = threading.Event()
+        self.gate.set()
+        self.running = threading.Event()
+        self.fail_on: int | None = None
+
+    def prepare(self, images: list[np.ndarray]) -> Tensor:
+        return torch.from_numpy(np.stack(images)).float()
+
+    def run_stage(self, exit: int, features: Tensor) -> StageResult:
+        self.running.set()
+        assert self.gate.wait(10)
+        self.batches.append((exit, len(features)))
+        if exit == self.fail_on:
+            raise RuntimeError("secret detail of the machine")
+        logits = 5.0 * torch.nn.functional.one_hot(features[:, 0, 0, 1].long(), CLASSES).float()
+        router = torch.logit(features[:, 0, 0, 0] / 100, eps=1e-6)[:, None].expand(-1, 2) if exit < EXITS else None
+        return StageResult(features, logits, router)
+
+
+class RecordingMetrics:
+    """Implements engine.types.EngineMetrics."""
+
+    def __init__(self) -> None:
+        self.events: Counter[str] = Counter()
+        self.answers: list[Answer] = []
+        self.frames_in_flight = 0
+
+    def frame_admitted(self, frame: Frame) -> None:
+        self.events["admitted"] += 1
+
+    def frame_answered(self, frame: Frame, answer: Answer) -> None:
+        self.events["answered"] += 1
+        self.answers.append(answer)
+
+    def frame_refused(self, reason: str) -> None:
+        self.events[f"refused {reason}"] += 1
+
+    def frame_dropped(self, reason: str) -> None:
+        self.events[f"dropped {reason}"] += 1
+
+    def batch_ran(self, stage: int, size: int, seconds: float, waits: list[float]) -> None:
+        assert len(waits) == size
+        self.events[f"stage {stage}"] += size
+
+    def in_flight(self, frames: int) -> None:
+        self.frames_in_flight = frames
