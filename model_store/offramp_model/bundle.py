@@ -248,6 +248,7 @@ def publish_bundle(store: Path, manifest: Manifest, tensors: Mapping[str, Tensor
         (beside / MANIFEST).write_text(complete.model_dump_json(indent=2) + "\n")
         open_bundle(beside).load_network()
         beside.chmod(0o755)
+        (beside / WEIGHTS).chmod(0o644)  # safetensors keeps it from other users, a server's among them
         os.rename(beside, target)
     except BaseException:
         shutil.rmtree(beside, ignore_errors=True)

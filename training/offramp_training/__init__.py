@@ -1,0 +1,1 @@
+"""The offline job: backbone → features → heads → routers → evaluation → report → bundle."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,12 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from lightning_fabric import Fabric
-from offramp_model.network import MultiExitResNet
 from safetensors.torch import save_file
 from torch import Tensor
 
-from offramp_training.config import BackboneConfig, JobConfig
+from offramp_model.network import MultiExitResNet
+from offramp_training.config import BackboneConfig, JobConfig, JobError
+from offramp_training.convolution import choose_convolution
 from offramp_training.data import (
     LabelledImages,
     channel_statistics,
@@ -29,29 +31,37 @@ from offramp_training.run_directory import RunDirectory, progress_bar, say
 STEP = "backbone"
 
 
+@dataclass(frozen=True, slots=True)
+class _Images:
+    """The training split in memory, its two parts, and how its pixels are normalised."""
+
+    data: LabelledImages
+    train_N: Tensor
+    held_out_N: Tensor
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def batch(self, images_NCHW: Tensor, size: int) -> Tensor:
+        """uint8 images → normalised floats at the size of a phase."""
+        return resize(normalise(images_NCHW, self.mean, self.std), size)
+
+
 def train_backbone(job: JobConfig, run: RunDirectory) -> None:
     """Write backbone.safetensors and split.npz; a checkpoint an epoch makes a cut-off run resumable."""
     started = time.time()
     config, folder = job.backbone, run.folder(STEP)
-    data = load_images(job.data, "train", job.network.input_size)
-    if len(data.classes) != job.network.classes:
-        raise ValueError(f"the data has {len(data.classes)} classes and network.classes is {job.network.classes}: make them agree")
-    train_N, held_out_N = split_held_out(data.labels_N, job.data.held_out_fraction, job.seed)
-    np.savez(folder / "split.npz", train=train_N.numpy(), held_out=held_out_N.numpy())
-    mean, std = channel_statistics(data.images_NCHW[train_N])
-
     fabric = Fabric(accelerator=config.accelerator, devices=config.devices, precision=config.precision)
     fabric.launch()
     fabric.seed_everything(job.seed, verbose=False)
-    model, optimizer = fabric.setup(
-        *_model_and_optimizer(job),
-        move_to_device=True,
-    )
+    images = _load(job)
+    network, sgd = _model_and_optimizer(job)
+    choose_convolution(network, job, fabric.device)
+    model, optimizer = fabric.setup(network, sgd, move_to_device=True)
     sizes = [phase.size for phase in config.phases for _ in range(phase.epochs)]
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer,
         max_lr=config.peak_rate,
-        total_steps=len(sizes) * (len(train_N) // config.batch_size) + 1,
+        total_steps=len(sizes) * (len(images.train_N) // config.batch_size) + 1,
         pct_start=config.warmup_fraction,
         anneal_strategy="linear",
         cycle_momentum=False,
@@ -62,40 +72,51 @@ def train_backbone(job: JobConfig, run: RunDirectory) -> None:
     if checkpoint.exists():
         fabric.load(checkpoint, state)
         say(STEP, f"resuming after epoch {len(state['history'])} of {len(sizes)}")
+    elif fabric.is_global_zero:
+        np.savez(folder / "split.npz", train=images.train_N.numpy(), held_out=images.held_out_N.numpy())
+    earlier_seconds = state["seconds"]
 
     for epoch in range(len(state["history"]), len(sizes)):
-        size = sizes[epoch]
-        begun = time.time()
-        generator = torch.Generator().manual_seed(hash((job.seed, epoch)) % 2**63)
-        loss = _train_epoch(fabric, model, optimizer, schedule, data, train_N, (mean, std), size, config, generator)
-        accuracy = _accuracy(fabric, model, data, held_out_N, (mean, std), size)
+        size, begun = sizes[epoch], time.time()
+        generator = torch.Generator().manual_seed(hash((job.seed, epoch)) % 2**63)  # of integers, so alike in every process
+        loss = _train_epoch(fabric, (model, optimizer, schedule), images, size, config, generator)
+        accuracy = _held_out_accuracy(fabric, model, images, size)
+        seconds = time.time() - begun
         state["history"].append({"epoch": epoch + 1, "size": size, "loss": loss, "held_out_accuracy": accuracy})
-        state["seconds"] += time.time() - begun
+        state["seconds"] += seconds
         _save(fabric, checkpoint, state)
-        say(
-            STEP,
-            f"epoch {epoch + 1}/{len(sizes)} at {size} px: loss {loss:.3f}, held-out {accuracy:.4f}, {time.time() - begun:.0f} s",
-        )
+        say(STEP, f"epoch {epoch + 1}/{len(sizes)} at {size} px: loss {loss:.3f}, held-out {accuracy:.4f}, {seconds:.0f} s")
 
     if fabric.is_global_zero:
-        save_file({k: v.contiguous().cpu() for k, v in model.module.state_dict().items()}, folder / "backbone.safetensors")
-        accuracy = _accuracy(fabric, model, data, held_out_N, (mean, std), job.network.input_size)
-        run.finish(
-            STEP,
-            job,
-            started,
-            earlier_seconds=max(0.0, state["seconds"] - (time.time() - started)),
-            classes=data.classes,
-            mean=mean,
-            std=std,
-            held_out_accuracy=accuracy,
-            history=state["history"],
-        )
+        accuracy = _held_out_accuracy(fabric, model, images, job.network.input_size)
+        save_file({name: t.contiguous().cpu() for name, t in model.module.state_dict().items()}, folder / "backbone.safetensors")
+        figures = {
+            "earlier_seconds": earlier_seconds,
+            "classes": images.data.classes,
+            "mean": images.mean,
+            "std": images.std,
+            "held_out_accuracy": accuracy,
+            "history": state["history"],
+        }
+        run.finish(STEP, job, started, **figures)
         say(STEP, f"done: held-out accuracy of the full network {accuracy:.4f}")
+    fabric.barrier()
+
+
+def _load(job: JobConfig) -> _Images:
+    data = load_images(job.data, "train", job.network.input_size)
+    if len(data.classes) != job.network.classes:
+        raise JobError(f"network.classes is {job.network.classes} and the data has {len(data.classes)} classes: make them agree")
+    train_N, held_out_N = split_held_out(data.labels_N, job.data.held_out_fraction, job.seed)
+    if len(train_N) < job.backbone.batch_size:
+        raise JobError(f"backbone.batch_size is {job.backbone.batch_size} and there are {len(train_N)} training images")
+    mean, std = channel_statistics(data.images_NCHW[train_N])
+    return _Images(data, train_N, held_out_N, mean, std)
 
 
 def _model_and_optimizer(job: JobConfig) -> tuple[MultiExitResNet, torch.optim.Optimizer]:
-    model = MultiExitResNet(job.network).to(memory_format=torch.channels_last)
+    model = MultiExitResNet(job.network)
+    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's annotations lack it
     model.heads.requires_grad_(False)
     # no decay on norms and biases (Goyal et al. 2017, section 5.3)
     trained = [p for p in model.parameters() if p.requires_grad]
@@ -115,50 +136,38 @@ def _save(fabric: Fabric, path: Path, state: dict[str, Any]) -> None:
 
 
 def _train_epoch(
-    fabric: Fabric,
-    model: Any,
-    optimizer: Any,
-    schedule: torch.optim.lr_scheduler.LRScheduler,
-    data: LabelledImages,
-    train_N: Tensor,
-    statistics: tuple[tuple[float, ...], tuple[float, ...]],
-    size: int,
-    config: BackboneConfig,
-    generator: torch.Generator,
+    fabric: Fabric, training: tuple[Any, Any, Any], images: _Images, size: int, config: BackboneConfig, generator: torch.Generator
 ) -> float:
     """One pass over the training images; every device takes its share of each batch. Returns the mean loss in nats."""
+    model, optimizer, schedule = training
     model.train()
-    order = train_N[torch.randperm(len(train_N), generator=generator)]
-    batches = order.split(config.batch_size)[: len(order) // config.batch_size]
+    order_N = images.train_N[torch.randperm(len(images.train_N), generator=generator)]
+    batches = torch.split(order_N, config.batch_size)[: len(order_N) // config.batch_size]
     total = torch.zeros((), device=fabric.device)
     with progress_bar(f"backbone at {size} px", len(batches) * config.batch_size) as advance:
         for batch_N in batches:
-            images = random_crop_flip(data.images_NCHW[batch_N], config.crop_padding, config.flip, generator)
+            # every device draws the whole batch's crops, so that the result does not depend on how many there are
+            cropped = random_crop_flip(images.data.images_NCHW[batch_N], config.crop_padding, config.flip, generator)
             share = slice(fabric.global_rank, None, fabric.world_size)
-            images = resize(normalise(images[share], *statistics), size).to(fabric.device)
-            labels = data.labels_N[batch_N[share]].to(fabric.device)
-            loss = F.cross_entropy(model(images).float(), labels, label_smoothing=config.label_smoothing)
+            logits_NC = model(images.batch(cropped[share], size).to(fabric.device))
+            labels_N = images.data.labels_N[batch_N[share]].to(fabric.device)
+            loss = F.cross_entropy(logits_NC.float(), labels_N, label_smoothing=config.label_smoothing)
             optimizer.zero_grad()
             fabric.backward(loss)
             optimizer.step()
             schedule.step()
             total += loss.detach()
             advance(config.batch_size)
-    return float(fabric.all_reduce(total, reduce_op="mean")) / len(batches)
+    mean = fabric.all_reduce(total, reduce_op="mean")
+    assert isinstance(mean, Tensor)
+    return float(mean) / len(batches)
 
 
 @torch.no_grad()
-def _accuracy(
-    fabric: Fabric,
-    model: Any,
-    data: LabelledImages,
-    indices_N: Tensor,
-    statistics: tuple[tuple[float, ...], tuple[float, ...]],
-    size: int,
-) -> float:
+def _held_out_accuracy(fabric: Fabric, model: Any, images: _Images, size: int) -> float:
     model.eval()
     right = 0
-    for batch_N in indices_N.split(500):
-        images = resize(normalise(data.images_NCHW[batch_N], *statistics), size).to(fabric.device)
-        right += int((model(images).argmax(1).cpu() == data.labels_N[batch_N]).sum())
-    return right / len(indices_N)
+    for batch_N in torch.split(images.held_out_N, 500):
+        logits_NC = model(images.batch(images.data.images_NCHW[batch_N], size).to(fabric.device))
+        right += int((logits_NC.argmax(1).cpu() == images.data.labels_N[batch_N]).sum())
+    return right / len(images.held_out_N)

@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveFloat, PositiveInt, ValidationError, model_validator
+
 from offramp_model.network import NetworkConfig
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
 PRESETS = ("cifar10", "smoke")
+Precision = Literal["32-true", "bf16-mixed"]
+"""bf16 helps where the processor has it (AMX, AVX512-BF16, CUDA); elsewhere it is far slower than float32."""
+
+
+class JobError(Exception):
+    """Something that whoever runs the job must put right; its message is one line."""
+
+
+class ConfigError(JobError):
+    """A configuration that can't be used: names the field."""
 
 
 class _Section(BaseModel):
@@ -31,6 +43,8 @@ class DataConfig(_Section):
     synthetic_test: PositiveInt = 200
     held_out_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.1
     """Share of the training images held out, stratified by class, for calibration, routers and every choice."""
+    select_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.4
+    """Share of the held-out images, stratified, that neither heads nor routers see: operating points are chosen on it."""
     note: str = ""
     """One sentence about the data that every report and model card repeats."""
 
@@ -55,47 +69,82 @@ class BackboneConfig(_Section):
     crop_padding: Annotated[int, Field(ge=0)] = 4
     """Pixels at full size by which a random crop may move."""
     flip: bool = True
-    precision: Literal["32-true", "bf16-mixed"] = "32-true"
-    """bf16 helps where the processor has it (AMX, AVX512-BF16, CUDA); elsewhere it is far slower than float32."""
+    precision: Precision = "32-true"
+    convolution: Literal["auto", "torch", "winograd"] = "auto"
+    """`auto` takes Winograd's where torch's would run in float32 on a CPU and g++ is there; see winograd.py."""
     devices: PositiveInt = 1
     accelerator: str = "auto"
 
 
 class CacheConfig(_Section):
-    views: PositiveInt = 4
-    """Views of each training and held-out image: the plain one, its mirror, then random crops."""
+    """Views of an image are the plain one, its mirror, then random crops, as many as asked for."""
+
+    train_views: PositiveInt = 1
+    held_out_views: PositiveInt = 4
+    """Routers learn from the held-out images alone, which are few: more views make up for some of that."""
     batch_size: PositiveInt = 250
+    stored_as: Literal["float16", "float32"] = "float16"
+    precision: Precision = "32-true"
+    """Of the forward pass; the server's features are float32."""
 
 
 class HeadsConfig(_Section):
+    """AdamW with a one-cycle rate; the epoch and the weight decay are picked by held-out likelihood."""
+
     epochs: PositiveInt = 30
     batch_size: PositiveInt = 512
     peak_rate: PositiveFloat = 3e-3
-    weight_decay: NonNegativeFloat = 1e-2
+    weight_decays: tuple[NonNegativeFloat, ...] = Field(default=(1e-2, 0.3), min_length=1)
 
 
 class RoutersConfig(_Section):
     """EM (paper, sections 4.3 and 4.4) for every λ of the grid at once."""
 
-    lambdas: tuple[Annotated[float, Field(ge=0)], ...] = Field(min_length=2)
+    lambdas: tuple[Annotated[float, Field(ge=0, allow_inf_nan=False)], ...] = Field(min_length=2)
+    prior: Literal["learned", "uniform"] = "learned"
+    """The E-step's p(z|x): `learned` takes the routers of the iteration before, as the paper does; `uniform` keeps 1/K."""
     m_step: Literal["exact", "unweighted"] = "exact"
     """`exact` weighs each sample's BCE at router k by its survival mass; `unweighted` is the paper's wording."""
+    hidden_layers: Literal["training", "held_out"] = "training"
+    """Where the routers' hidden layers are learned: on the many training images, after which EM on the held-out ones sets the
+    output layers alone, or together with the output layers on the few held-out images, which overfits."""
+    training_images: PositiveInt = 20_000
+    """At most this many training images for the hidden layers."""
+    training_iterations: PositiveInt = 5
     iterations: PositiveInt = 20
     """At most this many E- and M-steps."""
     tolerance: PositiveFloat = 1e-4
     """Stop when no λ's objective rises by more than this many nats a sample."""
     m_epochs: PositiveInt = 40
     """Gradient steps on the full table in one M-step."""
-    rate: PositiveFloat = 3e-3
+    rate: PositiveFloat = 1e-2
     weight_decay: NonNegativeFloat = 1e-3
-    select_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.4
-    """Share of the held-out frames kept from the routers, on which operating points are chosen."""
+
+    @model_validator(mode="after")
+    def _ascending(self) -> RoutersConfig:
+        if any(a >= b for a, b in zip(self.lambdas, self.lambdas[1:], strict=False)):
+            raise ValueError("lambdas must be strictly ascending")
+        return self
+
+
+class EvaluateConfig(_Section):
+    """How operating points are chosen on the select part."""
+
+    tolerated_loss: Annotated[float, Field(ge=0, lt=1)] = 0.01
+    """Accuracy that a default may lose against the full network: 0.01 is one percentage point."""
+    router_threshold: Annotated[float, Field(gt=0, le=1)] = 0.5
+    sweep_points: Annotated[int, Field(ge=3)] = 41
+    """Thresholds of each sweep over entropy, confidence and τ."""
 
 
 class PublishConfig(_Section):
+    """Where the bundle goes: <store>/<name>/<version>/."""
+
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")
     version: PositiveInt = 1
     store: Path = Path("model_store/bundles")
+    max_megabytes: PositiveFloat = 25.0
+    """Weights larger than this many 10⁶ bytes are refused."""
 
 
 class JobConfig(_Section):
@@ -108,24 +157,57 @@ class JobConfig(_Section):
     cache: CacheConfig = CacheConfig()
     heads: HeadsConfig = HeadsConfig()
     routers: RoutersConfig
+    evaluate: EvaluateConfig = EvaluateConfig()
     publish: PublishConfig
 
     @model_validator(mode="after")
-    def _routers_come_later(self) -> JobConfig:
+    def _trainable(self) -> JobConfig:
         if self.network.router_lambdas:
             raise ValueError("network.router_lambdas is filled in by training: give routers.lambdas instead")
+        if self.network.exits < 2:
+            raise ValueError("network.widths names one residual group: routing needs at least two exits")
         return self
 
 
-def load_config(source: str) -> JobConfig:
-    """Read a preset by name or a YAML file by path.
+def load_config(source: str, overrides: Iterable[str] = ()) -> JobConfig:
+    """Read a preset by name or a YAML file by path; each override is `section.field=value`, the value in YAML.
 
-    Raises FileNotFoundError for an unknown source and pydantic.ValidationError, which names the field, for a bad value.
+    Raises ConfigError naming the field, or the file that isn't there.
     """
     if source in PRESETS:
         text = (resources.files(__package__) / "presets" / f"{source}.yaml").read_text()
     elif Path(source).is_file():
         text = Path(source).read_text()
     else:
-        raise FileNotFoundError(f"no configuration at {source!r}: give a YAML file or one of the presets {', '.join(PRESETS)}")
-    return JobConfig.model_validate(yaml.safe_load(text))
+        raise ConfigError(f"no configuration at {source!r}: give a YAML file or one of the presets {', '.join(PRESETS)}")
+    try:
+        content = yaml.safe_load(text)
+        if not isinstance(content, dict):
+            raise ConfigError(f"{source}: holds no settings")
+        for override in overrides:
+            _apply(content, override)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{source}: not YAML: {' '.join(str(error).split())}") from error
+    return validate(content, source)
+
+
+def validate(content: dict[str, Any], source: str) -> JobConfig:
+    """Check settings. Raises ConfigError naming the first field that is wrong."""
+    try:
+        return JobConfig.model_validate(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(map(str, first["loc"])) or "configuration"
+        raise ConfigError(f"{source}: {field}: {first['msg'].removeprefix('Value error, ')}") from error
+
+
+def _apply(content: dict[str, Any], override: str) -> None:
+    key, equals, value = override.partition("=")
+    *sections, field = key.split(".")
+    if not equals or not all([*sections, field]):
+        raise ConfigError(f"--set {override!r}: expected section.field=value")
+    for section in sections:
+        content = content.setdefault(section, {})
+        if not isinstance(content, dict):
+            raise ConfigError(f"--set {override!r}: {section} is not a section")
+    content[field] = yaml.safe_load(value)

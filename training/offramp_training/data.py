@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -15,7 +16,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Generator, Tensor
 
-from offramp_training.config import DataConfig
+from offramp_training.config import DataConfig, JobError
 
 Split = Literal["train", "test"]
 
@@ -35,7 +36,7 @@ class LabelledImages:
 def load_images(config: DataConfig, split: Split, size: int) -> LabelledImages:
     """Read one split at `size`×`size` pixels.
 
-    Raises FileNotFoundError or ValueError naming the missing folder or setting.
+    Raises JobError naming the missing folder or setting.
     """
     if config.kind == "synthetic":
         count, seed = (config.synthetic_train, 1) if split == "train" else (config.synthetic_test, 2)
@@ -44,17 +45,17 @@ def load_images(config: DataConfig, split: Split, size: int) -> LabelledImages:
         return _hub_images(config, split, size)
     root = Path(os.environ["OFFRAMP_DATA"]) if "OFFRAMP_DATA" in os.environ else config.root
     if root is None:
-        raise ValueError("data.root is not set: name the image folder there or in the environment variable OFFRAMP_DATA")
+        raise JobError("data.root is not set: name the image folder there or in the environment variable OFFRAMP_DATA")
     return _folder_images(root / split, size)
 
 
 def _folder_images(folder: Path, size: int) -> LabelledImages:
     if not folder.is_dir():
-        raise FileNotFoundError(f"no folder {folder}: expected {folder.name}/<class>/<image> under the data root")
+        raise JobError(f"no folder {folder}: expected {folder.name}/<class>/<image> under the data root")
     classes = tuple(sorted(p.name for p in folder.iterdir() if p.is_dir()))
     files = [(path, label) for label, name in enumerate(classes) for path in sorted((folder / name).iterdir()) if path.is_file()]
     if not files:
-        raise ValueError(f"{folder} holds no images: expected {folder.name}/<class>/<image>")
+        raise JobError(f"{folder} holds no images: expected {folder.name}/<class>/<image>")
 
     def read(item: tuple[Path, int]) -> np.ndarray:
         with Image.open(item[0]) as image:
@@ -67,7 +68,7 @@ def _folder_images(folder: Path, size: int) -> LabelledImages:
 
 def _hub_images(config: DataConfig, split: Split, size: int) -> LabelledImages:
     if config.hub_name is None:
-        raise ValueError("data.hub_name is not set: name a data set on the Hugging Face hub, such as uoft-cs/cifar10")
+        raise JobError("data.hub_name is not set: name a data set on the Hugging Face hub, such as uoft-cs/cifar10")
     from datasets import load_dataset  # heavy, and wanted by this source alone
 
     rows = load_dataset(config.hub_name, split=split)
@@ -102,8 +103,8 @@ def synthetic_images(count: int, size: int, seed: int) -> LabelledImages:
             (np.minimum(abs(x), abs(y)) < radius * 0.25) & (np.maximum(abs(x), abs(y)) < radius),
             np.sin(x * 40) > 0,
         )[label]
-        ground, ink = rng.uniform(0, 1, (2, 3))
-        noise = rng.normal(0, rng.choice([0.05, 0.3]), (size, size, 3))
+        ground, ink = rng.uniform(0, 0.4, 3), rng.uniform(0.6, 1, 3)
+        noise = rng.normal(0, rng.choice([0.05, 0.45]), (size, size, 3))
         images[index] = np.clip((np.where(mask[..., None], ink, ground) + noise) * 255, 0, 255)
     return LabelledImages(_as_nchw(images), torch.from_numpy(labels), SYNTHETIC_CLASSES)
 
@@ -111,17 +112,17 @@ def synthetic_images(count: int, size: int, seed: int) -> LabelledImages:
 def split_held_out(labels_N: Tensor, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
     """Stratified split: indices of the training images and of the held-out ones, both ascending.
 
-    Raises ValueError when a class would have no image in one of the parts.
+    Raises JobError when a class would have no image in one of the parts.
     """
     generator = torch.Generator().manual_seed(seed)
     train: list[Tensor] = []
     held_out: list[Tensor] = []
-    for label in labels_N.unique():
+    for label in torch.bincount(labels_N).nonzero().flatten():
         members = torch.nonzero(labels_N == label).flatten()
         members = members[torch.randperm(len(members), generator=generator)]
         count = round(len(members) * fraction)
         if not 0 < count < len(members):
-            raise ValueError(f"class {int(label)} has {len(members)} images: too few to hold out a fraction of {fraction}")
+            raise JobError(f"class {int(label)} has {len(members)} images: too few to hold out a fraction of {fraction}")
         held_out.append(members[:count])
         train.append(members[count:])
     return torch.cat(train).sort().values, torch.cat(held_out).sort().values
@@ -163,3 +164,8 @@ def resize(images_NCHW: Tensor, size: int) -> Tensor:
         return images_NCHW
     resized = F.interpolate(images_NCHW, size=(size, size), mode="bilinear", antialias=True, align_corners=False)
     return resized.contiguous(memory_format=torch.channels_last)
+
+
+def derive_seed(*parts: int | str) -> int:
+    """A seed for one use of randomness, from the run's seed and the use's name; the same on every machine."""
+    return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:8], "big") >> 1

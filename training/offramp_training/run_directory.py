@@ -6,7 +6,7 @@ import json
 import os
 import platform
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,10 +16,13 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-from offramp_training.config import JobConfig
+from offramp_training.config import JobConfig, JobError
+
+RESULT = "result.json"
+STARTED = "started.json"
 
 
-class MissingStepError(Exception):
+class MissingStepError(JobError):
     """A step was asked for before one that it reads from has finished."""
 
 
@@ -36,14 +39,27 @@ class RunDirectory:
         return path
 
     def is_done(self, step: str) -> bool:
-        return (self.root / step / "result.json").is_file()
+        """Whether the step has left its result."""
+        return (self.root / step / RESULT).is_file()
 
     def result(self, step: str) -> dict[str, Any]:
         """What a finished step reported. Raises MissingStepError when it has not finished."""
         if not self.is_done(step):
             raise MissingStepError(f"step {step!r} has not finished in {self.root}: run `offramp-train {step}` first")
-        result: dict[str, Any] = json.loads((self.root / step / "result.json").read_text())
-        return result
+        return read_json(self.root / step / RESULT)
+
+    def start(self, step: str, job: JobConfig) -> None:
+        """Note the configuration of a step that begins, so that a cut-off one is never resumed with another."""
+        write_json(self.folder(step) / STARTED, {"step": step, "config": job.model_dump(mode="json")})
+
+    def stored_config(self, step: str) -> dict[str, Any] | None:
+        """The configuration that the step's files were made with; None where it has none yet."""
+        for name in (RESULT, STARTED):
+            path = self.root / step / name
+            if path.is_file():
+                config: dict[str, Any] = read_json(path)["config"]
+                return config
+        return None
 
     def finish(self, step: str, job: JobConfig, started: float, **figures: Any) -> None:
         """Write the step's result last and in one piece, so that a cut-off step never looks finished.
@@ -59,13 +75,19 @@ class RunDirectory:
             "config": job.model_dump(mode="json"),
             **figures,
         }
-        write_json(self.folder(step) / "result.json", result)
+        write_json(self.folder(step) / RESULT, result)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object."""
+    content: dict[str, Any] = json.loads(path.read_text())
+    return content
 
 
 def write_json(path: Path, content: Any) -> None:
     """Write JSON beside the target and rename, so that readers see all or nothing."""
     beside = path.with_suffix(".partial")
-    beside.write_text(json.dumps(content, indent=2) + "\n")
+    beside.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
     beside.replace(path)
 
 
@@ -75,7 +97,7 @@ class _RateColumn(ProgressColumn):
 
 
 @contextmanager
-def progress_bar(description: str, total: int) -> Iterator[Any]:
+def progress_bar(description: str, total: int) -> Iterator[Callable[[int], None]]:
     """A bar with rate and time left; yields a function that advances it. Quiet where the output is no terminal."""
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _RateColumn(), TimeRemainingColumn())

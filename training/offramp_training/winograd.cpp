@@ -4,8 +4,8 @@
 // Tensors are float32 and channels last. A tile is 4x4 outputs and the 6x6 inputs under them; T tiles cover a chunk of
 // images. In the transform's domain the convolution is 36 matrix products, and so are both of its gradients:
 //     V = B' d B        inputs    (36, T, C)
-//     U = G g G'        weights   (36, C, O), made in Python
-//     Y = A' (V U) A    outputs
+//     U = G g G'        weights   (36, O, C), made in Python
+//     Y = A' (V U') A   outputs
 // Images go through in chunks, so that V and the products stay in the last-level cache.
 #include <torch/extension.h>
 
@@ -18,12 +18,15 @@ constexpr float BT[IN][IN] = {{4, 0, -5, 0, 1, 0},  {0, -4, -4, 1, 1, 0}, {0, 4,
                               {0, -2, -1, 2, 1, 0}, {0, 2, -1, -2, 1, 0}, {0, 4, 0, -5, 0, 1}};
 constexpr float AT[OUT][IN] = {{1, 1, 1, 1, 1, 0}, {0, 1, -1, 2, -2, 0}, {0, 1, 1, 4, 4, 0}, {0, 1, -1, 8, -8, 1}};
 
-struct Forward { static float in(int r, int k) { return BT[r][k]; } static float out(int r, int k) { return AT[r][k]; } };
-struct Transposed { static float in(int r, int k) { return BT[k][r]; } static float out(int r, int k) { return AT[k][r]; } };
+// Element (r, k) of the four transforms. Types rather than function pointers: only so do the zeros and ones vanish.
+struct Inputs { static constexpr float at(int r, int k) { return BT[r][k]; } };
+struct InputsTransposed { static constexpr float at(int r, int k) { return BT[k][r]; } };
+struct Outputs { static constexpr float at(int r, int k) { return AT[r][k]; } };
+struct OutputsTransposed { static constexpr float at(int r, int k) { return AT[k][r]; } };
 
 // to = L from L', where L is R x S; the loops unroll to the few additions that the constants leave
 template <int R, int S, typename L>
-inline __attribute__((always_inline)) void sandwich(const Vec (&from)[S][S], Vec (&to)[R][R], L matrix) {
+inline __attribute__((always_inline)) void sandwich(const Vec (&from)[S][S], Vec (&to)[R][R]) {
   Vec half[R][S];
 #pragma GCC unroll 8
   for (int r = 0; r < R; r++)
@@ -32,7 +35,7 @@ inline __attribute__((always_inline)) void sandwich(const Vec (&from)[S][S], Vec
       Vec sum = {};
 #pragma GCC unroll 8
       for (int k = 0; k < S; k++)
-        if (matrix(r, k) != 0) sum += matrix(r, k) * from[k][s];
+        if (L::at(r, k) != 0) sum += L::at(r, k) * from[k][s];
       half[r][s] = sum;
     }
 #pragma GCC unroll 8
@@ -42,7 +45,7 @@ inline __attribute__((always_inline)) void sandwich(const Vec (&from)[S][S], Vec
       Vec sum = {};
 #pragma GCC unroll 8
       for (int k = 0; k < S; k++)
-        if (matrix(q, k) != 0) sum += matrix(q, k) * half[r][k];
+        if (L::at(q, k) != 0) sum += L::at(q, k) * half[r][k];
       to[r][q] = sum;
     }
 }
@@ -74,7 +77,7 @@ void for_each_tile(const Images& images, F body) {
 
 // Reads SIZE x SIZE pixels of each tile, `border` pixels up and left of its outputs, into the 36 transformed planes.
 template <int SIZE, typename L>
-void to_planes(const Images& images, float* planes, int border, L matrix) {
+void to_planes(const Images& images, float* planes, int border) {
   const int64_t tiles = images.tiles(), channels = images.channels;
   for_each_tile(images, [&](int64_t n, int64_t top, int64_t left, int64_t tile, int64_t c) {
     Vec from[SIZE][SIZE], to[IN][IN];
@@ -85,7 +88,7 @@ void to_planes(const Images& images, float* planes, int border, L matrix) {
         const int64_t y = top + i - border, x = left + j - border;
         from[i][j] = images.holds(y, x) ? *images.at(n, y, x, c) : Vec{};
       }
-    sandwich<IN, SIZE>(from, to, matrix);
+    sandwich<IN, SIZE, L>(from, to);
 #pragma GCC unroll 8
     for (int i = 0; i < IN; i++)
 #pragma GCC unroll 8
@@ -95,7 +98,7 @@ void to_planes(const Images& images, float* planes, int border, L matrix) {
 
 // Adds the SIZE x SIZE pixels that each tile's 36 planes give to the images.
 template <int SIZE, typename L>
-void add_from_planes(const float* planes, const Images& images, int border, L matrix) {
+void add_from_planes(const float* planes, const Images& images, int border) {
   const int64_t tiles = images.tiles(), channels = images.channels;
   for_each_tile(images, [&](int64_t n, int64_t top, int64_t left, int64_t tile, int64_t c) {
     Vec from[IN][IN], to[SIZE][SIZE];
@@ -104,7 +107,7 @@ void add_from_planes(const float* planes, const Images& images, int border, L ma
 #pragma GCC unroll 8
       for (int j = 0; j < IN; j++)
         from[i][j] = *reinterpret_cast<const Vec*>(planes + ((i * IN + j) * tiles + tile) * channels + c);
-    sandwich<SIZE, IN>(from, to, matrix);
+    sandwich<SIZE, IN, L>(from, to);
 #pragma GCC unroll 8
     for (int i = 0; i < SIZE; i++)
 #pragma GCC unroll 8
@@ -122,16 +125,16 @@ Images chunk_of(const at::Tensor& images_NHWC, int64_t begin, int64_t chunk) {
   return {images_NHWC.data_ptr<float>() + begin * s[1] * s[2] * s[3], std::min(chunk, s[0] - begin), s[1], s[2], s[3]};
 }
 
-// images (N, C, H, W), weights U (36, C, O) -> (N, O, H, W)
+// images (N, C, H, W), weights U (36, O, C) -> (N, O, H, W)
 at::Tensor forward(at::Tensor images, const at::Tensor& weights, int64_t chunk) {
   images = channels_last(images);
-  auto outputs = at::zeros({images.size(0), images.size(1), images.size(2), weights.size(2)}, images.options());
+  auto outputs = at::zeros({images.size(0), images.size(1), images.size(2), weights.size(1)}, images.options());
   for (int64_t begin = 0; begin < images.size(0); begin += chunk) {
     const auto source = chunk_of(images, begin, chunk);
     auto planes = at::empty({IN * IN, source.tiles(), source.channels}, images.options());
-    to_planes<IN>(source, planes.data_ptr<float>(), 1, Forward::in);
-    const auto products = at::bmm(planes, weights);
-    add_from_planes<OUT>(products.data_ptr<float>(), chunk_of(outputs, begin, chunk), 0, Forward::out);
+    to_planes<IN, Inputs>(source, planes.data_ptr<float>(), 1);
+    const auto products = at::bmm(planes, weights.transpose(1, 2));
+    add_from_planes<OUT, Outputs>(products.data_ptr<float>(), chunk_of(outputs, begin, chunk), 0);
   }
   return outputs.permute({0, 3, 1, 2});
 }
@@ -141,20 +144,21 @@ std::tuple<at::Tensor, at::Tensor> backward(at::Tensor images, const at::Tensor&
                                             bool images_wanted) {
   images = channels_last(images);
   gradient = channels_last(gradient);
-  auto weights_gradient = at::zeros_like(weights);
-  const auto weights_T = weights.transpose(1, 2).contiguous();
-  at::Tensor images_gradient;
+  at::Tensor images_gradient, weights_gradient;
   if (images_wanted) images_gradient = at::zeros_like(images);
   for (int64_t begin = 0; begin < images.size(0); begin += chunk) {
     const auto source = chunk_of(images, begin, chunk), above = chunk_of(gradient, begin, chunk);
     auto planes = at::empty({IN * IN, source.tiles(), source.channels}, images.options());
     auto products = at::empty({IN * IN, above.tiles(), above.channels}, images.options());
-    to_planes<IN>(source, planes.data_ptr<float>(), 1, Forward::in);
-    to_planes<OUT>(above, products.data_ptr<float>(), 0, Transposed::out);
-    weights_gradient.baddbmm_(planes.transpose(1, 2), products);
+    to_planes<IN, Inputs>(source, planes.data_ptr<float>(), 1);
+    to_planes<OUT, OutputsTransposed>(above, products.data_ptr<float>(), 0);
+    if (weights_gradient.defined())
+      weights_gradient.baddbmm_(products.transpose(1, 2), planes);
+    else
+      weights_gradient = at::bmm(products.transpose(1, 2), planes);
     if (images_wanted) {
-      at::bmm_out(planes, products, weights_T);
-      add_from_planes<IN>(planes.data_ptr<float>(), chunk_of(images_gradient, begin, chunk), 1, Transposed::in);
+      at::bmm_out(planes, products, weights);
+      add_from_planes<IN, InputsTransposed>(planes.data_ptr<float>(), chunk_of(images_gradient, begin, chunk), 1);
     }
   }
   return {images_wanted ? images_gradient.permute({0, 3, 1, 2}) : images_gradient, weights_gradient};

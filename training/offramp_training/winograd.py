@@ -40,11 +40,10 @@ class _Convolution(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, images_NCHW: Tensor, weight_OC33: Tensor) -> Tensor:
         outputs, channels = weight_OC33.shape[:2]
-        planes = _G_SQUARE @ weight_OC33.reshape(outputs * channels, 9).T.contiguous()
-        weights = planes.view(36, outputs, channels).transpose(1, 2).contiguous()
+        weights = (_G_SQUARE @ weight_OC33.reshape(outputs * channels, 9).T).view(36, outputs, channels)
         height, width = images_NCHW.shape[2:]
-        tile_bytes = 4 * 36 * max(outputs, channels) * -(-height // 4) * -(-width // 4)
-        ctx.chunk = max(1, (_WIDE_CHUNK_BYTES if channels >= 512 else _CHUNK_BYTES) // tile_bytes)
+        image_bytes = 4 * 36 * max(outputs, channels) * -(-height // 4) * -(-width // 4)
+        ctx.chunk = _images_a_chunk(image_bytes, wide=channels >= 512)
         ctx.save_for_backward(images_NCHW, weights)
         return _extension().forward(images_NCHW, weights, ctx.chunk)  # type: ignore[no-any-return]
 
@@ -53,9 +52,15 @@ class _Convolution(torch.autograd.Function):
         images, weights = ctx.saved_tensors
         images_wanted = ctx.needs_input_grad[0]
         images_gradient, planes = _extension().backward(images, weights, gradients[0], ctx.chunk, images_wanted)
-        channels, outputs = weights.shape[1:]
-        weight_gradient = (_G_SQUARE.T @ planes.transpose(1, 2).reshape(36, outputs * channels)).T
+        outputs, channels = weights.shape[1:]
+        weight_gradient = (_G_SQUARE.T @ planes.reshape(36, outputs * channels)).T
         return images_gradient if images_wanted else None, weight_gradient.reshape(outputs, channels, 3, 3)
+
+
+def _images_a_chunk(image_bytes: int, wide: bool) -> int:
+    """As many images as fit, a multiple of the threads, which share them out whole."""
+    images, threads = (_WIDE_CHUNK_BYTES if wide else _CHUNK_BYTES) // image_bytes, torch.get_num_threads()
+    return max(1, images - images % threads if images > threads else images)
 
 
 def convolve_3x3(images_NCHW: Tensor, weight_OC33: Tensor) -> Tensor:

@@ -163,7 +163,10 @@ class Engine:
                 self._enqueue(stage + 1, row)
 
     def _answer(self, row: _Row, exit: int, outcome: RowOutcome) -> None:
-        assert outcome.probabilities is not None
+        if outcome.probabilities is None:
+            logger.error("exit %d gave probabilities that are not finite", exit)
+            self._drop(row, ExecutionError("the network gave no finite probabilities for this frame"), "failed")
+            return
         if outcome.by_policy:
             reason = ExitReason.POLICY
         elif exit == self._backend.exits:

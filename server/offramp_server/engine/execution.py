@@ -23,7 +23,7 @@ class RowOutcome:
     halting: float | None
     """σ(s_k); None where this exit has no router."""
     probabilities: np.ndarray | None
-    """Class probabilities of a frame that leaves."""
+    """Class probabilities of a frame that leaves; None where the network gave no finite ones."""
     features: Tensor | None
     """The next stage's input, of a frame that goes on."""
 
@@ -41,11 +41,12 @@ def run_batch(
         leaves = decision.leaves_N.tolist()
         # a copy of the survivors alone, so that no row keeps the whole batch's features alive
         survivors = iter(result.features[~decision.leaves_N]) if stage < backend.exits else iter(())
+        sound = decision.probabilities_NC.isfinite().all(-1).tolist()
         halting = decision.halting_N.tolist() if result.router_logits_NL is not None else [None] * len(leaves)
-        rows = zip(leaves, decision.by_policy_N.tolist(), halting, decision.probabilities_NC.cpu().numpy(), strict=True)
+        rows = zip(leaves, decision.by_policy_N.tolist(), halting, sound, decision.probabilities_NC.cpu().numpy(), strict=True)
         return [
-            RowOutcome(left, by_policy, halt, row.copy() if left else None, None if left else next(survivors))
-            for left, by_policy, halt, row in rows
+            RowOutcome(left, by_policy, halt, row.copy() if left and whole else None, None if left else next(survivors))
+            for left, by_policy, halt, whole, row in rows
         ]
 
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+
 from offramp_model.bundle import Bundle, open_bundle
 from offramp_model.routing import Policy
 from offramp_server.backends import TorchBackend

@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 
 import numpy as np
 import pytest
+
 from offramp_model.routing import ExitReason, Policy
 from offramp_server.engine.engine import Engine
 from offramp_server.engine.types import EngineLimits
@@ -161,6 +162,19 @@ async def test_a_failing_stage_fails_its_frames_without_detail_and_the_engine_go
         assert metrics.events["dropped failed"] == 1
         backend.fail_on = None
         assert (await engine.submit(frame(policy=Policy.FIXED))).exit == 3
+
+
+async def test_a_frame_without_finite_probabilities_fails_alone() -> None:
+    async with running() as (engine, backend, metrics):
+        blocked = await block(engine, backend)
+        broken, mate = engine.submit(frame(1.0, label=9)), engine.submit(frame(1.0, label=2))
+        backend.gate.set()
+        await blocked
+        assert int((await mate).probabilities.argmax()) == 2
+        with pytest.raises(ExecutionError, match="finite"):
+            await broken
+        assert metrics.events["dropped failed"] == 1
+        assert engine.in_flight == 0
 
 
 async def test_draining_refuses_new_frames_and_waits_for_those_in_flight() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from hypothesis import given
 from hypothesis import strategies as st
+
 from offramp_server.engine.scheduler import QueueState, choose_stage
 
 queue_states = st.lists(

@@ -1,0 +1,35 @@
+"""The options that several commands share, and what turns them into controls."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from offramp_client.types import Policy
+
+Address = Annotated[str, typer.Option(envvar="OFFRAMP_ADDRESS", metavar="HOST:PORT", help="The server.")]
+DEFAULT_ADDRESS = "localhost:50051"
+ModelName = Annotated[str, typer.Option("--model", help="Name of the model; the server's default where not given.")]
+Version = Annotated[str, typer.Option("--version", help="Version of the model; the newest loaded where not given.")]
+Lambda = Annotated[float | None, typer.Option("--lambda", help="Price of compute, 0 or more: larger leaves earlier.")]
+Threshold = Annotated[float | None, typer.Option("--threshold", help="Score at which a frame leaves, in (0, 1].")]
+PolicyName = Annotated[Policy | None, typer.Option("--policy", help="How exits are chosen.")]
+MinExit = Annotated[int | None, typer.Option("--min-exit", help="First exit at which a frame may leave, from 1.")]
+MaxExit = Annotated[int | None, typer.Option("--max-exit", help="Last exit that a frame may reach.")]
+MaxCost = Annotated[float | None, typer.Option("--max-cost", help="Largest cost of a frame, over the full network's.")]
+TopK = Annotated[int, typer.Option("--top-k", min=1, help="Class probabilities in each result.")]
+Window = Annotated[int, typer.Option("--window", min=1, help="Frames in flight at most.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
+
+
+def numbers(text: str, option: str) -> list[float]:
+    """Read numbers separated by commas.
+
+    Raises:
+        typer.BadParameter: there is something else in between.
+    """
+    try:
+        return [float(part) for part in text.split(",") if part.strip()]
+    except ValueError:
+        raise typer.BadParameter(f"{text!r} is no list of numbers such as 0,0.5,2", param_hint=option) from None

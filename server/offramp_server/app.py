@@ -1,0 +1,232 @@
+"""The server as a whole: run → serve → startup, wait for a signal, shutdown."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import signal
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from importlib.metadata import version
+from pathlib import Path
+from types import TracebackType
+
+import torch
+from prometheus_client import CollectorRegistry
+
+from offramp_model.bundle import Bundle, BundleError, BundleNotFoundError, BundleStore
+from offramp_server.backends import TorchBackend
+from offramp_server.config import DEFAULT_MODEL, Settings
+from offramp_server.engine.engine import Engine
+from offramp_server.engine.types import Backend, EngineLimits
+from offramp_server.ops.http import HttpServer, make_app
+from offramp_server.ops.logging import configure_logging
+from offramp_server.ops.metrics import MetricFamilies, ModelMetrics, register_process_metrics
+from offramp_server.rpc.classification import ClassificationLimits
+from offramp_server.rpc.control import ModelControls
+from offramp_server.rpc.images import ImageReader
+from offramp_server.rpc.interceptors import current_request_id
+from offramp_server.rpc.models import Catalogue, ServedModel
+from offramp_server.rpc.server import GrpcServer
+from offramp_server.rpc.stream import StreamLimits
+
+logger = logging.getLogger(__name__)
+
+
+class StartupError(Exception):
+    """The server can't start; the message is one line."""
+
+
+class Server:
+    """The server without its signals. `async with Server(settings) as server` has it ready inside and drained after."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        load_backend: Callable[[Bundle, str], Backend] = TorchBackend,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`load_backend` takes a bundle and the device setting; `clock` gives the seconds that deadlines are measured in."""
+        self._settings, self._load_backend, self._clock = settings, load_backend, clock
+        self._registry = CollectorRegistry()
+        self._catalogue = Catalogue()
+        self._engines: list[Engine] = []
+        self._ready = False
+        self._http = HttpServer(make_app(self._registry, lambda: self._ready))
+        self._grpc: GrpcServer | None = None
+        # one thread for the device: engines take turns there, and none of them blocks the loop
+        self._device = ThreadPoolExecutor(1, "device", _limit_threads, (settings.torch_threads,))
+        self._decoders = ThreadPoolExecutor(settings.decode_threads, "decode")
+        self.grpc_address = self.http_address = ""
+        """host:port, once started."""
+
+    @property
+    def in_flight(self) -> int:
+        """Frames admitted and not yet answered, of all models."""
+        return sum(engine.in_flight for engine in self._engines)
+
+    async def __aenter__(self) -> Server:
+        try:
+            await self.startup()
+        except BaseException:
+            await self.shutdown()
+            raise
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        await self.shutdown()
+
+    async def startup(self) -> None:
+        """Listen, not ready; load and warm up the models; then be ready. Raises StartupError."""
+        register_process_metrics(self._registry, version("offramp"))
+        await self._listen()
+        await self._load_models()
+        assert self._grpc is not None
+        await self._grpc.set_serving()
+        self._ready = True
+        addresses = {"grpc": self.grpc_address, "http": self.http_address}
+        if path := self._settings.ready_file:
+            _write_whole(path, json.dumps(addresses) + "\n")
+        models = ", ".join(f"{model.name}:{model.version}" for model in self._catalogue.models)
+        logger.info("serving", extra={**addresses, "models": models})
+
+    async def shutdown(self) -> None:
+        """Be not ready, end streams, answer what is in flight within the drain timeout, close."""
+        self._ready = False
+        if path := self._settings.ready_file:
+            path.unlink(missing_ok=True)
+        if self._grpc is not None:
+            await self._grpc.stop(self._settings.drain_timeout_s)
+        for engine in self._engines:
+            await engine.close()
+        await self._http.stop()
+        for executor in (self._device, self._decoders):
+            executor.shutdown(wait=False, cancel_futures=True)
+        logger.info("stopped")
+
+    async def _listen(self) -> None:
+        settings = self._settings
+        host = f"[{settings.host}]" if ":" in settings.host else settings.host
+        try:
+            self.http_address = f"{host}:{self._http.start(settings.host, settings.http_port)}"
+        except OSError as error:
+            raise StartupError(f"http_port: can't listen on {host}:{settings.http_port}: {error.strerror}") from error
+        images = ImageReader(self._decoders, settings.max_image_pixels, settings.max_in_flight)
+        limits = ClassificationLimits(settings.max_streams, StreamLimits(settings.stream_window, settings.max_batch_frames))
+        self._grpc = GrpcServer(self._catalogue, images, limits, _channel_options(settings), self._clock)
+        try:
+            self.grpc_address = f"{host}:{await self._grpc.start(host, settings.grpc_port)}"
+        except RuntimeError as error:
+            raise StartupError(f"grpc_port: can't listen on {host}:{settings.grpc_port}: is it taken?") from error
+
+    async def _load_models(self) -> None:
+        loop = asyncio.get_running_loop()
+        loaded = await loop.run_in_executor(self._device, self._load)
+        families = MetricFamilies(self._registry, max(bundle.manifest.network.exits for bundle, _ in loaded))
+        limits = EngineLimits(self._settings.max_batch, self._settings.max_in_flight, self._settings.max_stage_wait_ms)
+        models = []
+        for bundle, backend in loaded:
+            manifest, costs, runtime = bundle.manifest, bundle.manifest.costs, (backend.name, backend.device_description)
+            names = (manifest.name, str(manifest.version))
+            metrics = ModelMetrics(families, names, runtime, costs.exit_macs, costs.full_macs)
+            engine = Engine(backend, limits, metrics, self._device, self._clock)
+            self._engines.append(engine)
+            await engine.start()
+            models.append(ServedModel(manifest, ModelControls(manifest), engine, metrics, *runtime))
+        self._catalogue.publish(models)
+
+    def _load(self) -> list[tuple[Bundle, Backend]]:
+        try:
+            bundles = choose_models(BundleStore(self._settings.store), self._settings.models)
+            return [(bundle, self._load_backend(bundle, self._settings.device)) for bundle in bundles]
+        except (BundleError, BundleNotFoundError) as error:
+            raise StartupError(str(error)) from error
+        except (RuntimeError, AssertionError) as error:  # what torch raises for a device that it doesn't know or have
+            raise StartupError(f"device: {self._settings.device} can't be used: {str(error).splitlines()[0]}") from error
+
+
+def run(settings: Settings) -> int:
+    """Serve until told to stop; returns the exit code."""
+    configure_logging(settings.log_level, settings.log_format, current_request_id)
+    return asyncio.run(serve(settings))
+
+
+async def serve(settings: Settings) -> int:
+    """Serve until SIGTERM or SIGINT, then drain; a second one ends the process at once."""
+    signals: asyncio.Queue[signal.Signals] = asyncio.Queue()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, signals.put_nowait, number)
+    server = Server(settings)
+    signalled = asyncio.create_task(signals.get())
+    startup = asyncio.create_task(server.startup())
+    await asyncio.wait({startup, signalled}, return_when=asyncio.FIRST_COMPLETED)
+    code = 0
+    if not startup.done():
+        startup.cancel()
+    try:
+        await startup
+        await signalled
+    except asyncio.CancelledError:
+        pass
+    except StartupError as error:
+        logger.error("%s", error)
+        code = 1
+    if signalled.done():
+        logger.info("draining", extra={"signal": signalled.result().name, "in_flight": server.in_flight})
+    else:
+        signalled.cancel()
+    shutdown, again = asyncio.create_task(server.shutdown()), asyncio.create_task(signals.get())
+    await asyncio.wait({shutdown, again}, return_when=asyncio.FIRST_COMPLETED)
+    if not shutdown.done():
+        logger.warning("told twice to stop: leaving %d frames unanswered", server.in_flight)
+        logging.shutdown()
+        os._exit(128 + again.result())
+    again.cancel()
+    await shutdown
+    return code
+
+
+def choose_models(store: BundleStore, wanted: tuple[str, ...]) -> list[Bundle]:
+    """Open the bundles that the `models` setting names, or the default one. Raises BundleError or BundleNotFoundError."""
+    if not wanted:
+        names = store.names()
+        wanted = (names[0] if len(names) == 1 else DEFAULT_MODEL,)
+    bundles: dict[tuple[str, int], Bundle] = {}
+    for model in wanted:
+        name, _, version = model.partition(":")
+        bundle = store.open(name, int(version) if version else None)
+        bundles.setdefault((bundle.manifest.name, bundle.manifest.version), bundle)
+    return list(bundles.values())
+
+
+def _channel_options(settings: Settings) -> list[tuple[str, int]]:
+    options = [
+        ("grpc.so_reuseport", 0),  # else a second server on a taken port would silently get half of its calls
+        ("grpc.max_receive_message_length", settings.max_message_bytes),
+        ("grpc.keepalive_time_ms", round(settings.keepalive_time_s * 1000)),
+        ("grpc.keepalive_timeout_ms", round(settings.keepalive_timeout_s * 1000)),
+        ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.http2.min_recv_ping_interval_without_data_ms", round(settings.min_ping_interval_s * 1000)),
+    ]
+    if settings.max_connection_age_s:
+        options.append(("grpc.max_connection_age_ms", round(settings.max_connection_age_s * 1000)))
+        options.append(("grpc.max_connection_age_grace_ms", round(settings.drain_timeout_s * 1000)))
+    return options
+
+
+def _write_whole(path: Path, text: str) -> None:
+    """Write beside and rename, so that a reader sees all or nothing. Raises StartupError."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        beside.write_text(text)
+        beside.replace(path)
+    except OSError as error:
+        raise StartupError(f"ready_file: can't write {path}: {error.strerror}") from error
+
+
+def _limit_threads(threads: int) -> None:
+    if threads:
+        torch.set_num_threads(threads)

@@ -1,0 +1,1 @@
+"""The wire: protobuf in, domain types through, protobuf out."""

@@ -1,0 +1,159 @@
+"""Controls on the wire: validated, merged field by field, resolved against a model, written back."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from offramp.v1 import classification_pb2 as pb
+from offramp_model.bundle import Control, Manifest
+from offramp_model.routing import ExitReason, Policy
+from offramp_server.engine.types import FrameControl
+from offramp_server.errors import InvalidRequestError
+
+
+@dataclass(frozen=True, slots=True)
+class ResolvedControl:
+    """A control whose every field has a value: what a frame without overrides runs under."""
+
+    policy: Policy
+    lambda_: float
+    thresholds: tuple[float, ...]
+    min_exit: int
+    max_exit: int
+    max_cost: float
+    frame_control: FrameControl
+    """The same for the engine."""
+
+
+class ModelControls:
+    """Resolves controls against one model."""
+
+    def __init__(self, manifest: Manifest) -> None:
+        self._costs = manifest.costs.ratios
+        self._exits = manifest.network.exits
+        self._has_routers = bool(manifest.network.router_lambdas)
+        self._default_thresholds = {Policy[name.upper()]: value for name, value in manifest.default_thresholds.items()}
+        self._fallback_threshold = manifest.default_control.threshold
+        self.default = self.of_bundle(manifest.default_control)
+
+    def of_bundle(self, control: Control) -> ResolvedControl:
+        """A control of the bundle, such as its default or that of an operating point."""
+        return self._resolve(
+            policy=Policy[control.policy.upper()],
+            lambda_=control.lambda_,
+            thresholds=(control.threshold,) * (self._exits - 1),
+            min_exit=1,
+            max_exit=min(control.max_exit or self._exits, self._exits),
+            max_cost=self._costs[-1],
+        )
+
+    def default_threshold(self, policy: Policy) -> float:
+        """What holds where a caller chooses this policy and no threshold."""
+        return self._default_thresholds.get(policy, self._fallback_threshold)
+
+    def apply(self, base: ResolvedControl, control: pb.RoutingControl, path: str) -> ResolvedControl:
+        """`base` with the fields that `control` gives. Raises InvalidRequestError with the field's path under `path`."""
+        policy = self._read_policy(control, path) or base.policy
+        if control.exit_thresholds:
+            thresholds = self._read_exit_thresholds(control, path)
+        elif control.HasField("threshold"):
+            thresholds = (_read_threshold(control.threshold, f"{path}.threshold"),) * (self._exits - 1)
+        elif policy is not base.policy:
+            thresholds = (self.default_threshold(policy),) * (self._exits - 1)
+        else:
+            thresholds = base.thresholds
+        merged = self._resolve(
+            policy=policy,
+            lambda_=_read_lambda(control, path) if control.HasField("lambda") else base.lambda_,
+            thresholds=thresholds,
+            min_exit=self._read_exit(control.min_exit, f"{path}.min_exit") if control.HasField("min_exit") else base.min_exit,
+            max_exit=self._read_exit(control.max_exit, f"{path}.max_exit") if control.HasField("max_exit") else base.max_exit,
+            max_cost=_read_cost(control, path) if control.HasField("max_cost") else base.max_cost,
+        )
+        self._check_bounds(merged, control, path)
+        return merged
+
+    def _resolve(
+        self, *, policy: Policy, lambda_: float, thresholds: tuple[float, ...], min_exit: int, max_exit: int, max_cost: float
+    ) -> ResolvedControl:
+        affordable = sum(cost <= max_cost for cost in self._costs)
+        reason = ExitReason.MAX_COST if affordable < max_exit else ExitReason.MAX_EXIT
+        frame_control = FrameControl(policy, lambda_, thresholds, min_exit, min(max_exit, affordable), reason)
+        return ResolvedControl(policy, lambda_, thresholds, min_exit, max_exit, max_cost, frame_control)
+
+    def _check_bounds(self, merged: ResolvedControl, control: pb.RoutingControl, path: str) -> None:
+        # `base` was consistent, so one of the fields given in `control` makes the conflict: name that one
+        if merged.min_exit > merged.max_exit:
+            field = "max_exit" if control.HasField("max_exit") else "min_exit"
+            raise InvalidRequestError(
+                f"{path}.{field}", f"min_exit {merged.min_exit} lies beyond max_exit {merged.max_exit}: give min_exit <= max_exit"
+            )
+        least = self._costs[merged.min_exit - 1]
+        if merged.max_cost < least:
+            field = "max_cost" if control.HasField("max_cost") else "min_exit"
+            raise InvalidRequestError(
+                f"{path}.{field}",
+                f"exit {merged.min_exit} costs {least:.4f}, more than max_cost {merged.max_cost:g}: allow at least that",
+            )
+
+    def _read_policy(self, control: pb.RoutingControl, path: str) -> Policy | None:
+        if control.policy == pb.POLICY_UNSPECIFIED:
+            return None
+        try:
+            policy = Policy(control.policy)
+        except ValueError:
+            known = ", ".join(f"{int(p)} ({p.name.lower()})" for p in Policy)
+            raise InvalidRequestError(f"{path}.policy", f"{control.policy} is no policy: give one of {known}") from None
+        if policy is Policy.ROUTER and not self._has_routers:
+            raise InvalidRequestError(f"{path}.policy", "this model has no routers: choose entropy, confidence or fixed")
+        return policy
+
+    def _read_exit_thresholds(self, control: pb.RoutingControl, path: str) -> tuple[float, ...]:
+        field, wanted = f"{path}.exit_thresholds", self._exits - 1
+        if len(control.exit_thresholds) != wanted:
+            raise InvalidRequestError(
+                field, f"has {len(control.exit_thresholds)} values: give {wanted}, one for each exit but the last"
+            )
+        return tuple(_read_threshold(value, f"{field}[{index}]") for index, value in enumerate(control.exit_thresholds))
+
+    def _read_exit(self, exit: int, field: str) -> int:
+        if not 1 <= exit <= self._exits:
+            raise InvalidRequestError(field, f"{exit} is no exit: give 1 to {self._exits}")
+        return exit
+
+
+def write_control(control: ResolvedControl) -> pb.RoutingControl:
+    """Every field resolved; `threshold` is left out where the exits' thresholds differ."""
+    message = pb.RoutingControl(
+        policy=int(control.policy),  # type: ignore[arg-type]  # the numbers are the wire's
+        exit_thresholds=control.thresholds,
+        min_exit=control.min_exit,
+        max_exit=control.max_exit,
+        max_cost=control.max_cost,
+    )
+    setattr(message, "lambda", control.lambda_)  # a keyword of Python
+    if len(set(control.thresholds)) == 1:
+        message.threshold = control.thresholds[0]
+    return message
+
+
+def _read_lambda(control: pb.RoutingControl, path: str) -> float:
+    value: float = getattr(control, "lambda")
+    if not (math.isfinite(value) and value >= 0):
+        raise InvalidRequestError(f"{path}.lambda", f"{value:g} is no price of compute: give a finite number >= 0")
+    return value
+
+
+def _read_threshold(value: float, field: str) -> float:
+    if not 0 < value <= 1:  # NaN fails too
+        raise InvalidRequestError(field, f"{value:g} is no threshold: give a number above 0 and at most 1")
+    return value
+
+
+def _read_cost(control: pb.RoutingControl, path: str) -> float:
+    if not control.max_cost > 0:
+        raise InvalidRequestError(
+            f"{path}.max_cost", f"{control.max_cost:g} is no cost: give a fraction of the full network's MACs, such as 0.5"
+        )
+    return control.max_cost

@@ -1,0 +1,119 @@
+"""Frames from the wire to the engine, answers and models back."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from offramp.v1 import classification_pb2 as pb
+from offramp.v1 import model_pb2
+from offramp_model.routing import Policy
+from offramp_server.engine.types import Answer, Frame
+from offramp_server.errors import InvalidRequestError, OfframpError, OverloadedError
+from offramp_server.rpc.control import ResolvedControl, write_control
+from offramp_server.rpc.images import ImageReader
+from offramp_server.rpc.models import ServedModel
+from offramp_server.rpc.status import write_error
+
+
+async def classify_frame(
+    model: ServedModel,
+    images: ImageReader,
+    frame: pb.Frame,
+    base: ResolvedControl,
+    *,
+    top_k: int,
+    deadline: float | None,
+    path: str = "frame",
+) -> pb.FrameResult:
+    """Take a frame through the engine. `deadline` is on the engine's clock, in seconds; `path` is where the frame lies.
+
+    Raises the OfframpError that kept it from an answer.
+    """
+    try:
+        control = model.controls.apply(base, frame.control, f"{path}.control") if frame.HasField("control") else base
+        image = await images.read(frame, model.manifest.network.input_size, path)
+    except InvalidRequestError:
+        model.metrics.frame_refused("invalid")
+        raise
+    except OverloadedError:
+        model.metrics.frame_refused("overloaded")
+        raise
+    answer = await model.engine.submit(Frame(image, control.frame_control, deadline))
+    classification = write_classification(model, control, answer, top_k)
+    return pb.FrameResult(frame_id=frame.frame_id, timestamp_us=frame.timestamp_us, classification=classification)
+
+
+def write_failure(frame: pb.Frame, error: OfframpError) -> pb.FrameResult:
+    """The answer to a frame that was not classified."""
+    return pb.FrameResult(frame_id=frame.frame_id, timestamp_us=frame.timestamp_us, error=write_error(error))
+
+
+def write_classification(model: ServedModel, control: ResolvedControl, answer: Answer, top_k: int) -> pb.Classification:
+    """An answer with its `top_k` class probabilities, at least one and at most all."""
+    labels = model.manifest.labels
+    best = np.argsort(-answer.probabilities, kind="stable")[: max(top_k, 1)]
+    return pb.Classification(
+        top=[
+            pb.ClassProbability(label=label, name=labels[label], probability=answer.probabilities[label])
+            for label in best.tolist()
+        ],
+        exit=answer.exit,
+        reason=int(answer.reason),  # type: ignore[arg-type]  # the numbers are the wire's
+        halting_probabilities=answer.halting,
+        cost_ratio=model.manifest.costs.ratios[answer.exit - 1],
+        cost_macs=model.manifest.costs.exit_macs[answer.exit - 1],
+        queue_ms=answer.queue_ms,
+        compute_ms=answer.compute_ms,
+        model=model.name,
+        version=model.version,
+        control=write_control(control),
+    )
+
+
+def write_summary(model: ServedModel, is_default: bool) -> model_pb2.ModelSummary:
+    """A loaded model version in short."""
+    return model_pb2.ModelSummary(
+        name=model.name,
+        version=model.version,
+        is_default=is_default,
+        exits=model.manifest.network.exits,
+        classes=model.manifest.network.classes,
+        frames_classified=model.engine.frames_answered,
+    )
+
+
+def write_model(model: ServedModel) -> model_pb2.Model:
+    """A model version with its costs and operating points."""
+    manifest, costs = model.manifest, model.manifest.costs
+    exits = zip(costs.exit_macs, costs.ratios, costs.nominal, manifest.exit_accuracies, strict=True)
+    return model_pb2.Model(
+        name=model.name,
+        version=model.version,
+        labels=manifest.labels,
+        input_height=manifest.network.input_size,
+        input_width=manifest.network.input_size,
+        exits=[
+            model_pb2.Exit(exit=exit, macs=macs, cost_ratio=ratio, nominal_cost=nominal, accuracy=accuracy)
+            for exit, (macs, ratio, nominal, accuracy) in enumerate(exits, 1)
+        ],
+        full_macs=costs.full_macs,
+        router_lambdas=manifest.network.router_lambdas,
+        default_control=write_control(model.controls.default),
+        default_thresholds=[
+            model_pb2.PolicyThreshold(policy=int(policy), threshold=model.controls.default_threshold(policy))  # type: ignore[arg-type]
+            for policy in (Policy.ROUTER, Policy.ENTROPY, Policy.CONFIDENCE)
+        ],
+        operating_points=[
+            model_pb2.OperatingPoint(
+                control=write_control(model.controls.of_bundle(point.control)),
+                accuracy=point.accuracy,
+                mean_cost=point.mean_cost,
+                exit_fractions=point.exit_fractions,
+            )
+            for point in sorted(manifest.operating_points, key=lambda point: point.mean_cost)
+        ],
+        backend=model.backend,
+        device=model.device,
+        full_accuracy=manifest.full_accuracy,
+        data_note=manifest.provenance.data_note,
+    )

@@ -1,0 +1,79 @@
+"""The gRPC side as one thing: services, health, reflection, the port, the drain."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+
+import grpc.aio
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from offramp.v1 import classification_pb2, classification_pb2_grpc, model_pb2, model_pb2_grpc
+from offramp_server.rpc.classification import ClassificationLimits, ClassificationServicer
+from offramp_server.rpc.images import ImageReader
+from offramp_server.rpc.interceptors import CallInterceptor, OpenCalls
+from offramp_server.rpc.model_service import ModelServicer
+from offramp_server.rpc.models import Catalogue
+
+logger = logging.getLogger(__name__)
+
+FLUSH_S = 0.25
+"""For the last answers to leave the socket; health watches never end by themselves and are cut after it."""
+
+SERVICES = (
+    classification_pb2.DESCRIPTOR.services_by_name["ClassificationService"].full_name,
+    model_pb2.DESCRIPTOR.services_by_name["ModelService"].full_name,
+)
+
+
+class GrpcServer:
+    """Listens from `start` on, says SERVING from `set_serving` on, drains in `stop`."""
+
+    def __init__(
+        self,
+        catalogue: Catalogue,
+        images: ImageReader,
+        limits: ClassificationLimits,
+        options: Sequence[tuple[str, int]],
+        clock: Callable[[], float],
+    ) -> None:
+        """`options` are gRPC channel arguments; `clock` is the engines', in seconds."""
+        self._draining = asyncio.Event()
+        self._open_calls = OpenCalls()
+        self._health = health.aio.HealthServicer()
+        interceptor = CallInterceptor(frozenset(SERVICES), self._open_calls)
+        self._server = grpc.aio.server(interceptors=[interceptor], options=options)
+        classify = ClassificationServicer(catalogue, images, limits, self._draining, clock)
+        classification_pb2_grpc.add_ClassificationServiceServicer_to_server(classify, self._server)  # type: ignore[no-untyped-call]
+        model_pb2_grpc.add_ModelServiceServicer_to_server(ModelServicer(catalogue), self._server)  # type: ignore[no-untyped-call]
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        reflection.enable_server_reflection((*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server)
+
+    async def start(self, host: str, port: int) -> int:
+        """Listen, port 0 meaning a free one, NOT_SERVING; returns the port. Raises RuntimeError."""
+        await self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
+        bound = self._server.add_insecure_port(f"{host}:{port}")
+        await self._server.start()
+        return bound
+
+    async def set_serving(self) -> None:
+        """Tell the health service's callers that frames are taken."""
+        await self._set_health(health_pb2.HealthCheckResponse.SERVING)
+
+    async def stop(self, timeout_s: float) -> None:
+        """NOT_SERVING, no new calls, streams end; returns when open calls have been answered, or were cut at the timeout."""
+        self._draining.set()
+        await self._health.enter_graceful_shutdown()
+        stopping = asyncio.create_task(self._server.stop(timeout_s))  # refuses new calls from here on
+        try:
+            await asyncio.wait_for(self._open_calls.wait_idle(), timeout_s)
+        except TimeoutError:
+            logger.warning("drain timeout: %d calls are cut off", self._open_calls.count)
+        await self._server.stop(FLUSH_S)
+        await stopping
+
+    async def _set_health(self, status: int) -> None:
+        for service in ("", *SERVICES):
+            await self._health.set(service, status)

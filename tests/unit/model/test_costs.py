@@ -1,0 +1,44 @@
+"""The cost table against torch's own count of what really runs."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from offramp_model.costs import cost_table
+from offramp_model.network import MultiExitResNet, NetworkConfig
+
+CONFIGS = {
+    "ResNet-18": NetworkConfig(),
+    "ResNet-18 with routers": NetworkConfig(router_lambdas=(0.0, 0.5, 2.0, 20.0)),
+    "ResNet-34 with routers": NetworkConfig(blocks=(3, 4, 6, 3), classes=100, router_hidden=8, router_lambdas=(0.0, 1.0)),
+    "two narrow exits": NetworkConfig(widths=(8, 24), blocks=(1, 3), classes=4, input_size=16, router_lambdas=(1.0,)),
+    "odd size, one channel": NetworkConfig(
+        widths=(6, 6, 10), blocks=(1, 2, 1), input_channels=1, input_size=27, router_lambdas=(0.0, 3.0)
+    ),
+}
+
+
+def macs(run: object) -> int:
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        run()  # type: ignore[operator]
+    return int(counter.get_total_flops()) // 2
+
+
+@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS.keys())
+def test_cost_of_every_exit_is_what_runs(config: NetworkConfig) -> None:
+    network = MultiExitResNet(config).eval()
+    image = torch.zeros(1, config.input_channels, config.input_size, config.input_size)
+    costs = cost_table(config)
+    assert costs.full_macs == macs(lambda: network(image))
+    for exit in range(1, config.exits + 1):
+        stages = network.stages(image)
+        assert costs.exit_macs[exit - 1] == macs(lambda stages=stages, exit=exit: [next(stages) for _ in range(exit)]), exit
+
+
+def test_resnet18_costs() -> None:
+    costs = cost_table(NetworkConfig())
+    assert costs.full_macs == 555_422_720
+    assert costs.nominal == (0.25, 0.5, 0.75, 1.0)
+    assert costs.ratios == pytest.approx((0.2750, 0.5167, 0.7583, 1.0), abs=5e-4)

@@ -1,0 +1,176 @@
+"""The maths of routing, against direct computations and over random inputs."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from offramp_model import routing
+from offramp_model.routing import Controls, Policy
+
+EXITS = st.integers(2, 5)
+SEEDS = st.integers(0, 2**31)
+
+
+def random_simplex(shape: tuple[int, ...], seed: int, spread: float = 3.0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.softmax(spread * torch.randn(shape, generator=generator, dtype=torch.double), -1)
+
+
+def uniform_controls(count: int, exits: int, policy: Policy, lambda_: float = 0.0, threshold: float = 0.5) -> Controls:
+    return Controls(
+        policy_N=torch.full((count,), policy),
+        lambda_N=torch.full((count,), lambda_),
+        threshold_NE=torch.full((count, exits - 1), threshold),
+        min_exit_N=torch.ones(count, dtype=torch.long),
+        max_exit_N=torch.full((count,), exits),
+    )
+
+
+@given(EXITS, SEEDS, st.floats(0, 50))
+def test_posterior_is_bayes_rule_with_costs(exits: int, seed: int, lambda_: float) -> None:
+    likelihood, prior = random_simplex((7, exits), seed), random_simplex((7, exits), seed + 1)
+    cost = torch.linspace(0.25, 1, exits, dtype=torch.double)
+    joint = likelihood * prior * torch.exp(-lambda_ * cost)
+    posterior = routing.posterior(likelihood.log(), prior.log(), lambda_, cost)
+    torch.testing.assert_close(posterior, joint / joint.sum(-1, keepdim=True))
+    torch.testing.assert_close(posterior.sum(-1), torch.ones(7, dtype=torch.double))
+
+
+def test_posterior_of_a_whole_grid_equals_one_lambda_at_a_time() -> None:
+    likelihood, prior = random_simplex((7, 4), 0).log(), random_simplex((7, 4), 1).log()
+    cost, grid = torch.linspace(0.25, 1, 4, dtype=torch.double), torch.tensor([0.0, 1.0, 5.0], dtype=torch.double)
+    together = routing.posterior(likelihood, prior, grid[:, None, None], cost)
+    for index, lambda_ in enumerate(grid):
+        torch.testing.assert_close(together[index], routing.posterior(likelihood, prior, float(lambda_), cost))
+
+
+@given(EXITS, SEEDS)
+def test_targets_and_exit_distribution_are_inverses(exits: int, seed: int) -> None:
+    posterior = random_simplex((9, exits), seed)
+    logits = torch.logit(routing.halting_targets(posterior))
+    torch.testing.assert_close(routing.log_exit_distribution(logits).exp(), posterior, rtol=1e-6, atol=1e-9)
+    torch.testing.assert_close(routing.halting_logits(posterior.log()), logits, rtol=1e-5, atol=1e-7)
+
+
+@given(EXITS, SEEDS)
+def test_exit_distribution_sums_to_one(exits: int, seed: int) -> None:
+    logits = 20 * torch.randn(9, exits - 1, generator=torch.Generator().manual_seed(seed))
+    torch.testing.assert_close(routing.log_exit_distribution(logits).exp().sum(-1), torch.ones(9))
+
+
+def test_targets_stay_finite_where_no_mass_is_left() -> None:
+    targets = routing.halting_targets(torch.tensor([[1.0, 0.0, 0.0, 0.0], [0.0, 0.0, 0.0, 1.0]]))
+    assert targets.tolist() == [[1, 1, 1], [0, 0, 0]]
+
+
+@given(EXITS, SEEDS)
+def test_survival_weighted_bce_is_the_expected_log_prior(exits: int, seed: int) -> None:
+    posterior, prior = random_simplex((5, exits), seed), random_simplex((5, exits), seed + 1)
+    halting = torch.sigmoid(routing.halting_logits(prior.log()))
+    targets, weights = routing.halting_targets(posterior), routing.survival(posterior)[..., :-1]
+    bce = weights * (targets * halting.log() + (1 - targets) * torch.log1p(-halting))
+    torch.testing.assert_close(bce.sum(-1), (posterior * prior.log()).sum(-1))
+
+
+@given(SEEDS, st.lists(st.floats(0, 30), min_size=1, max_size=6, unique=True), st.floats(0, 60))
+def test_interpolation_hits_the_grid_and_lies_between_neighbours(seed: int, lambdas: list[float], wanted: float) -> None:
+    grid = torch.tensor(sorted(lambdas), dtype=torch.double)
+    logits = torch.randn(3, len(grid), generator=torch.Generator().manual_seed(seed), dtype=torch.double)
+    for index, value in enumerate(grid):
+        at_grid = routing.interpolate_router_logits(logits, grid, value.expand(3), 0.24)
+        torch.testing.assert_close(at_grid, logits[:, index])
+    lambda_N = torch.full((3,), wanted, dtype=torch.double)
+    found = routing.interpolate_router_logits(logits, grid, lambda_N, 0.24)
+    if wanted <= grid[0]:
+        torch.testing.assert_close(found, logits[:, 0])
+    elif wanted >= grid[-1]:
+        torch.testing.assert_close(found, logits[:, -1] + (wanted - float(grid[-1])) * 0.24)
+    else:
+        upper = int(torch.searchsorted(grid, wanted))
+        pair = logits[:, upper - 1 : upper + 1]
+        assert bool(((found >= pair.amin(1) - 1e-9) & (found <= pair.amax(1) + 1e-9)).all())
+
+
+def test_a_very_large_lambda_sends_everybody_out_at_the_first_exit() -> None:
+    cost = torch.tensor([0.275, 0.517, 0.758, 1.0])
+    controls = uniform_controls(50, 4, Policy.ROUTER, lambda_=1e6)
+    stubborn = -30 + torch.randn(50, 3, generator=torch.Generator().manual_seed(0))  # routers that want to stay
+    decision = routing.decide(1, torch.randn(50, 10), stubborn, controls, torch.tensor([0.0, 1.0, 20.0]), cost)
+    assert bool(decision.leaves_N.all())
+
+
+def test_everybody_leaves_at_the_last_exit_and_nobody_by_policy() -> None:
+    controls = uniform_controls(5, 4, Policy.FIXED)
+    decision = routing.decide(4, torch.randn(5, 10), None, controls, torch.zeros(0), torch.linspace(0.25, 1, 4))
+    assert bool(decision.leaves_N.all())
+    assert not bool(decision.by_policy_N.any())
+    assert decision.halting_N.tolist() == [1] * 5
+
+
+@pytest.mark.parametrize(
+    ("policy", "threshold", "logits", "leaves"),
+    [
+        (Policy.CONFIDENCE, 0.9, [9.0, 0, 0], True),
+        (Policy.CONFIDENCE, 0.9, [0.1, 0, 0], False),
+        (Policy.ENTROPY, 0.1, [9.0, 0, 0], True),
+        (Policy.ENTROPY, 0.1, [0.1, 0, 0], False),
+        (Policy.FIXED, 0.5, [9.0, 0, 0], False),
+    ],
+)
+def test_heuristic_policies(policy: Policy, threshold: float, logits: list[float], leaves: bool) -> None:
+    controls = uniform_controls(1, 4, policy, threshold=threshold)
+    decision = routing.decide(1, torch.tensor([logits]), None, controls, torch.zeros(0), torch.linspace(0.25, 1, 4))
+    assert bool(decision.leaves_N) is leaves
+
+
+def test_min_and_max_exit_bound_the_policy() -> None:
+    controls = Controls(
+        policy_N=torch.tensor([Policy.CONFIDENCE, Policy.FIXED]),
+        lambda_N=torch.zeros(2),
+        threshold_NE=torch.full((2, 3), 0.01),
+        min_exit_N=torch.tensor([2, 1]),
+        max_exit_N=torch.tensor([4, 1]),
+    )
+    decision = routing.decide(1, torch.zeros(2, 3), None, controls, torch.zeros(0), torch.linspace(0.25, 1, 4))
+    assert decision.leaves_N.tolist() == [False, True]
+    assert decision.by_policy_N.tolist() == [False, False]
+
+
+@given(SEEDS, st.integers(1, 3))
+def test_a_row_does_not_depend_on_its_batch_mates(seed: int, exit: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    count, grid, cost = 16, torch.tensor([0.0, 0.5, 2.0]), torch.tensor([0.275, 0.517, 0.758, 1.0])
+    logits, router = 3 * torch.randn(count, 10, generator=generator), 2 * torch.randn(count, 3, generator=generator)
+    controls = Controls(
+        policy_N=torch.randint(1, 5, (count,), generator=generator),
+        lambda_N=5 * torch.rand(count, generator=generator),
+        threshold_NE=torch.rand(count, 3, generator=generator),
+        min_exit_N=torch.randint(1, 4, (count,), generator=generator),
+        max_exit_N=torch.randint(1, 5, (count,), generator=generator),
+    )
+    together = routing.decide(exit, logits, router, controls, grid, cost)
+    for row in range(count):
+        one = slice(row, row + 1)
+        own = Controls(
+            controls.policy_N[one],
+            controls.lambda_N[one],
+            controls.threshold_NE[one],
+            controls.min_exit_N[one],
+            controls.max_exit_N[one],
+        )
+        alone = routing.decide(exit, logits[one], router[one], own, grid, cost)
+        assert bool(alone.leaves_N[0]) == bool(together.leaves_N[row])
+        assert bool(alone.by_policy_N[0]) == bool(together.by_policy_N[row])
+        torch.testing.assert_close(alone.halting_N[0], together.halting_N[row])
+
+
+def test_entropy_is_normalised() -> None:
+    probabilities = torch.tensor([[0.25] * 4, [1.0, 0, 0, 0]])
+    torch.testing.assert_close(routing.normalised_entropy(probabilities), torch.tensor([1.0, 0.0]))
+    assert math.isclose(float(routing.confidence(probabilities)[0]), 0.25)

@@ -1,0 +1,78 @@
+"""The frozen network put together from the steps' files, at the precision in which it is published.
+
+A bundle's weights are half precision. So everything after the backbone works on weights that went through half precision
+already: cached features, temperatures, routers and every reported figure are those of the very network that is served.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from offramp_model.bundle import half_overflows
+from offramp_model.network import Head, MultiExitResNet, RouterBank
+from offramp_training.config import JobConfig, JobError
+from offramp_training.run_directory import RunDirectory
+
+_AFTER_BACKBONE = ("heads.", "routers.")
+
+
+def through_half(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors as they come back from half precision. Raises JobError where a value is too large for it."""
+    if overflowing := half_overflows(tensors):
+        raise JobError(f"half precision can't hold {', '.join(overflowing[:3])}: train again with more weight decay")
+    return {name: t.half().to(t.dtype) if t.is_floating_point() else t for name, t in tensors.items()}
+
+
+def load_backbone(job: JobConfig, run: RunDirectory) -> MultiExitResNet:
+    """The trained backbone with its classifier, in evaluation mode; heads are not trained yet, routers absent."""
+    run.result("backbone")
+    network = MultiExitResNet(job.network)
+    tensors = load_file(run.root / "backbone" / "backbone.safetensors")
+    trained = {name: tensor for name, tensor in tensors.items() if not name.startswith(_AFTER_BACKBONE)}
+    network.load_state_dict(through_half(trained), strict=False)
+    return network.eval().requires_grad_(False)
+
+
+def load_with_heads(job: JobConfig, run: RunDirectory) -> MultiExitResNet:
+    """The backbone with its trained, calibrated heads."""
+    run.result("heads")
+    network = load_backbone(job, run)
+    network.heads.load_state_dict(through_half(load_file(run.root / "heads" / "heads.safetensors")))
+    return network
+
+
+def load_whole(job: JobConfig, run: RunDirectory) -> MultiExitResNet:
+    """Backbone, heads and routers: what is evaluated and published."""
+    run.result("routers")
+    with_heads = load_with_heads(job, run)
+    config = job.network.model_copy(update={"router_lambdas": job.routers.lambdas})
+    network = MultiExitResNet(config)
+    network.load_state_dict(with_heads.state_dict(), strict=False)
+    network.routers.load_state_dict(through_half(load_file(run.root / "routers" / "routers.safetensors")))
+    return network.eval().requires_grad_(False)
+
+
+class Standardiser:
+    """Channel-wise zero mean and unit deviation of pooled features, folded into the first linear layer once trained."""
+
+    def __init__(self, features_NC: Tensor) -> None:
+        self.mean_C = features_NC.mean(0)
+        deviation_C = features_NC.std(0)
+        # a dead channel must not blow up its weights, which have to fit half precision
+        self.deviation_C = deviation_C.clamp_min(0.01 * float(deviation_C.mean()) + 1e-6)
+
+    def __call__(self, features_NC: Tensor) -> Tensor:
+        """Standardised features of the same shape, (…, C)."""
+        return (features_NC - self.mean_C) / self.deviation_C
+
+    @torch.no_grad()
+    def fold_into(self, module: Head | RouterBank) -> None:
+        """Change the module, trained on standardised features, so that it gives the same on the features as they are."""
+        linear = module[0] if isinstance(module, Head) else module.hidden
+        assert isinstance(linear, nn.Linear)
+        linear.weight.div_(self.deviation_C)
+        linear.bias.sub_(linear.weight @ self.mean_C)
