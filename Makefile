@@ -4,7 +4,7 @@ PYTHON ?= python3
 # pins torch; CONSTRAINTS=your-file.txt chooses another build, such as one for CUDA
 CONSTRAINTS ?= constraints.txt
 PIP_INSTALL = $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --constraint $(CONSTRAINTS)
-SOURCES = proto model_store server client training examples tests
+SOURCES = proto model_store server client training bench examples tests docs
 
 .PHONY: demo serve test check format generate clean
 
@@ -20,7 +20,7 @@ test: $(VENV)/.dev
 check: $(VENV)/.dev
 	$(VENV)/bin/ruff check $(SOURCES)
 	$(VENV)/bin/ruff format --check $(SOURCES)
-	$(VENV)/bin/mypy model_store/offramp_model server/offramp_server client/offramp_client training/offramp_training examples
+	$(VENV)/bin/mypy model_store/offramp_model server/offramp_server client/offramp_client training/offramp_training bench examples docs/images
 	$(VENV)/bin/buf lint
 	$(VENV)/bin/python proto/generate.py --check
 

@@ -37,7 +37,7 @@ class LiveView:
         self._console, self._model, self._address, self._tally = console, model, address, tally
         self._latest: tuple[SourceFrame, Result] | None = None
         self._trail: deque[int] = deque(maxlen=WIDTH - 12)
-        self._live = Live(console=console, get_renderable=self._render, refresh_per_second=12, vertical_overflow="crop")
+        self._live = Live(console=console, get_renderable=self.render, refresh_per_second=12, vertical_overflow="crop")
 
     def __enter__(self) -> Self:
         self._live.start()
@@ -51,7 +51,8 @@ class LiveView:
         self._latest = (frame, result)
         self._trail.append(result.classification.exit if result.classification is not None else 0)
 
-    def _render(self) -> RenderableType:
+    def render(self) -> RenderableType:
+        """Draw the latest frame and the sums so far."""
         model = self._model
         title = f"offramp · {model.name} {model.version} · {model.backend} on {model.device} · {self._address}"
         if self._latest is None:

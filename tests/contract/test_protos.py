@@ -7,9 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from offramp_model.routing import ExitReason, Policy
-
 from offramp.v1 import classification_pb2
+from offramp_model.routing import ExitReason, Policy
 
 ROOT = Path(__file__).parents[2]
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -27,12 +28,14 @@ class CompilerMissingError(Exception):
 
 @functools.cache
 def _extension() -> Any:
-    from torch.utils.cpp_extension import load  # needs setuptools and ninja, which only this module wants
-
+    # ninja lies beside this interpreter, which need not be on the path: a virtual environment works without activation
+    os.environ["PATH"] = os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)))
     try:
+        from torch.utils.cpp_extension import load  # needs setuptools, which only this module wants
+
         source = str(Path(__file__).with_suffix(".cpp"))
         return load("offramp_winograd", [source], extra_cflags=["-O3", "-march=native", "-ffast-math", "-fopenmp"])
-    except (OSError, RuntimeError) as error:
+    except (ImportError, OSError, RuntimeError) as error:
         raise CompilerMissingError(f"Winograd convolutions can't be compiled here: {str(error).splitlines()[0]}") from error
 
 

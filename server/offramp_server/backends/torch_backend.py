@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from offramp_model.bundle import Bundle
 from torch import Tensor
 
+from offramp_model.bundle import Bundle
 from offramp_server.engine.types import StageResult
 
 

@@ -12,9 +12,9 @@ from concurrent.futures import Executor
 from dataclasses import dataclass, field
 
 import numpy as np
-from offramp_model.routing import ExitReason
 from torch import Tensor
 
+from offramp_model.routing import ExitReason
 from offramp_server.engine.execution import RowOutcome, run_batch, warm_up
 from offramp_server.engine.scheduler import QueueState, choose_stage
 from offramp_server.engine.types import Answer, Backend, EngineLimits, EngineMetrics, Frame

@@ -8,9 +8,9 @@ from typing import cast
 
 import numpy as np
 import torch
-from offramp_model.routing import Controls, decide
 from torch import Tensor
 
+from offramp_model.routing import Controls, decide
 from offramp_server.engine.types import Backend, FrameControl
 
 

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
-from offramp_model.routing import ExitReason, Policy
 from torch import Tensor
+
+from offramp_model.routing import ExitReason, Policy
 
 
 @dataclass(frozen=True, slots=True)
