@@ -51,10 +51,8 @@ class Engine:
         self._queues: list[deque[_Row]] = [deque() for _ in range(backend.exits)]
         self._in_flight = 0
         self._work = asyncio.Event()
-        self._idle = asyncio.Event()
-        self._idle.set()
         self._loop_task: asyncio.Task[None] | None = None
-        self._draining = False
+        self._closed = False
         self._busy_seconds = 0.0
         self.frames_answered = 0
 
@@ -72,11 +70,11 @@ class Engine:
         """Admit a frame; its answer comes through the future, which may fail with DeadlineError or ExecutionError.
 
         Cancelling the future drops the frame before it runs its next stage. Raises OverloadedError when too much is in
-        flight and UnavailableError before `start`, while draining and after `close`.
+        flight and UnavailableError before `start` and after `close`.
         """
-        if self._draining:
-            self._metrics.frame_refused("draining")
-            raise UnavailableError("the server is draining: send to another one")
+        if self._closed:
+            self._metrics.frame_refused("closed")
+            raise UnavailableError("the server is going away: send to another one")
         if self._loop_task is None:
             self._metrics.frame_refused("not_ready")
             raise UnavailableError("the model is not ready yet: wait until the health service says SERVING")
@@ -90,14 +88,9 @@ class Engine:
         self._enqueue(1, _Row(frame, future, frame.image, self._clock()))
         return future
 
-    async def drain(self) -> None:
-        """Refuse new frames; return when every frame in flight has been answered or dropped."""
-        self._draining = True
-        await self._idle.wait()
-
     async def close(self) -> None:
-        """Stop. Frames still in flight fail with UnavailableError."""
-        self._draining = True
+        """Stop. Frames still in flight fail with UnavailableError: whoever wants them answered waits before closing."""
+        self._closed = True
         if self._loop_task is not None:
             self._loop_task.cancel()
             await asyncio.gather(self._loop_task, return_exceptions=True)
@@ -204,10 +197,6 @@ class Engine:
     def _count(self, change: int) -> None:
         self._in_flight += change
         self._metrics.in_flight(self._in_flight)
-        if self._in_flight:
-            self._idle.clear()
-        else:
-            self._idle.set()
 
     def _retry_after_ms(self) -> int:
         """About as long as the frames in flight take at the mean compute of a frame so far."""

@@ -110,7 +110,7 @@ class EngineMetrics(Protocol):
         ...
 
     def frame_refused(self, reason: str) -> None:
-        """A frame was not admitted: `overloaded` or `draining`."""
+        """A frame was not admitted: `overloaded`, `not_ready` or `closed`."""
         ...
 
     def frame_dropped(self, reason: str) -> None:

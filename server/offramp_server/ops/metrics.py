@@ -19,7 +19,7 @@ CONFIDENCES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 1)
 MODEL = ("model", "version")
 EXIT_REASONS = ("policy", "last_exit", "max_exit", "max_cost")
 SCORING_POLICIES = ("router", "entropy", "confidence")
-REFUSALS = ("invalid", "overloaded", "draining", "not_ready")
+REFUSALS = ("invalid", "overloaded", "not_ready", "closed")
 DROPS = ("cancelled", "expired", "failed")
 
 
@@ -133,7 +133,7 @@ class ModelMetrics:
             self._confidence[answer.exit].observe(confidence)
 
     def frame_refused(self, reason: str) -> None:
-        """A frame was not admitted: `invalid`, `overloaded`, `draining` or `not_ready`."""
+        """A frame was not admitted: `invalid`, `overloaded`, `not_ready` or `closed`."""
         self._refused[reason].inc()
 
     def frame_dropped(self, reason: str) -> None:

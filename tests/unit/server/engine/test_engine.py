@@ -177,26 +177,15 @@ async def test_a_frame_without_finite_probabilities_fails_alone() -> None:
         assert engine.in_flight == 0
 
 
-async def test_draining_refuses_new_frames_and_waits_for_those_in_flight() -> None:
-    async with running() as (engine, backend, metrics):
-        blocked = await block(engine, backend)
-        drain = asyncio.create_task(engine.drain())
-        await asyncio.sleep(0)
-        with pytest.raises(UnavailableError):
-            engine.submit(frame())
-        assert not drain.done()
-        backend.gate.set()
-        await drain
-        assert (await blocked).exit == 1
-        assert metrics.events["refused draining"] == 1
-
-
 async def test_closing_fails_what_is_left_and_nothing_hangs() -> None:
-    async with running() as (engine, backend, _):
+    async with running() as (engine, backend, metrics):
         blocked = await block(engine, backend)
         queued = engine.submit(frame())
         closing = asyncio.create_task(engine.close())
         await asyncio.sleep(0)
+        with pytest.raises(UnavailableError):
+            engine.submit(frame())
+        assert metrics.events["refused closed"] == 1
         backend.gate.set()
         await closing
         for future in (blocked, queued):
