@@ -46,16 +46,21 @@ async def test_a_server_without_any_setting_serves_it() -> None:
         assert seen.name == "cat"
 
 
+def random_test_images(count: int) -> list[tuple[bytes, str]]:
+    """JPEG files of the test split and their classes."""
+    files = sorted(Path(os.environ["OFFRAMP_CIFAR10"]).glob("test/*/*"))
+    return [(file.read_bytes(), file.parent.name) for file in random.Random(0).sample(files, count)]
+
+
 @pytest.mark.skipif("OFFRAMP_CIFAR10" not in os.environ, reason="OFFRAMP_CIFAR10 names no image folder")
 async def test_it_is_as_accurate_on_real_images_as_its_metrics_say() -> None:
     metrics = json.loads((BundleStore(STORE).open(DEFAULT_MODEL).path / "metrics.json").read_text())
     row = next(row for row in metrics["table"] if row["kind"] == "router")
-    files = sorted(Path(os.environ["OFFRAMP_CIFAR10"]).glob("test/*/*"))
-    chosen = random.Random(0).sample(files, 500)
+    chosen = random_test_images(500)
     settings = Settings(grpc_port=0, http_port=0, device="cpu", drain_timeout_s=PATIENCE_S)
     async with Server(settings) as server, Client(server.grpc_address) as client:
-        results = [result.unwrap() async for result in client.stream([file.read_bytes() for file in chosen])]
-    accuracy = sum(seen.name == file.parent.name for seen, file in zip(results, chosen, strict=True)) / len(chosen)
+        results = [result.unwrap() async for result in client.stream([image for image, _ in chosen])]
+    accuracy = sum(seen.name == name for seen, (_, name) in zip(results, chosen, strict=True)) / len(chosen)
     cost = sum(seen.cost_ratio for seen in results) / len(chosen)
     # four standard errors of five hundred images
     assert accuracy == pytest.approx(row["test"]["accuracy"], abs=0.06)

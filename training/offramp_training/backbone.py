@@ -11,7 +11,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from lightning_fabric import Fabric
-from safetensors.torch import save_file
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from offramp_model.network import MultiExitResNet
@@ -55,6 +56,8 @@ def train_backbone(job: JobConfig, run: RunDirectory) -> None:
     fabric.seed_everything(job.seed, verbose=False)
     images = _load(job)
     network, sgd = _model_and_optimizer(job)
+    if config.start_from is not None:
+        load_weights(network, config.start_from)
     choose_convolution(network, job, fabric.device)
     model, optimizer = fabric.setup(network, sgd, move_to_device=True)
     sizes = [phase.size for phase in config.phases for _ in range(phase.epochs)]
@@ -112,6 +115,22 @@ def _load(job: JobConfig) -> _Images:
         raise JobError(f"backbone.batch_size is {job.backbone.batch_size} and there are {len(train_N)} training images")
     mean, std = channel_statistics(data.images_NCHW[train_N])
     return _Images(data, train_N, held_out_N, mean, std)
+
+
+def load_weights(network: MultiExitResNet, path: Path) -> None:
+    """Take over the backbone of a safetensors file; its classifier too, where it has as many classes.
+
+    Raises JobError where the file can't be read or holds another network.
+    """
+    try:
+        tensors = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise JobError(f"backbone.start_from: {path} can't be read ({error})") from error
+    wanted = {name: t for name, t in network.state_dict().items() if not name.startswith(("heads.", "routers."))}
+    unfit = [name for name, tensor in wanted.items() if name not in tensors or tensors[name].shape != tensor.shape]
+    if any(not name.startswith("classifier.") for name in unfit):
+        raise JobError(f"backbone.start_from: {path} holds another network: {unfit[0]} is missing or has another shape")
+    network.load_state_dict({name: tensors[name] for name in wanted if name not in unfit}, strict=False)
 
 
 def _model_and_optimizer(job: JobConfig) -> tuple[MultiExitResNet, torch.optim.Optimizer]:

@@ -60,6 +60,9 @@ class BackboneConfig(_Section):
     """One-cycle SGD with Nesterov momentum."""
 
     phases: tuple[SizePhase, ...] = Field(min_length=1)
+    start_from: Path | None = None
+    """Weights to go on from: another run's backbone.safetensors, or a bundle's weights.safetensors. On the same data keep the
+    seed too, or images that are held out now were trained on before."""
     batch_size: PositiveInt = 256
     peak_rate: PositiveFloat = 0.2
     warmup_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.2

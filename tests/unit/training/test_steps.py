@@ -184,3 +184,26 @@ def test_data_that_does_not_fit_is_named(tmp_path: Path) -> None:
         run_steps(quick_job("network.classes=10"), RunDirectory(tmp_path / "a"), ("backbone",))
     with pytest.raises(JobError, match=r"backbone\.batch_size is 500 and there are 84"):
         run_steps(quick_job("backbone.batch_size=500"), RunDirectory(tmp_path / "b"), ("backbone",))
+
+
+def test_a_backbone_goes_on_from_a_published_bundle(smoke_run: Path, smoke_store: Path, tmp_path: Path) -> None:
+    weights = smoke_store / "smoke" / "1" / "weights.safetensors"
+    published = RunDirectory(smoke_run).result("backbone")["held_out_accuracy"]
+    job = load_config(
+        "smoke", [f"backbone.start_from={weights}", "backbone.phases=[{size: 16, epochs: 1}]", "backbone.peak_rate=0.001"]
+    )
+    run = RunDirectory(tmp_path / "run")
+    run_steps(job, run, ("backbone",))
+    # one epoch at a small rate would leave a new network at chance, which is a quarter
+    assert run.result("backbone")["held_out_accuracy"] > published - 0.1
+
+
+@pytest.mark.parametrize(
+    ("override", "complaint"),
+    [("backbone.start_from=nowhere.safetensors", "can't be read"), ("network.widths=[8, 16, 24, 40]", "holds another network")],
+)
+def test_weights_that_do_not_fit_are_refused(smoke_store: Path, tmp_path: Path, override: str, complaint: str) -> None:
+    weights = smoke_store / "smoke" / "1" / "weights.safetensors"
+    job = load_config("smoke", [*QUICK, f"backbone.start_from={weights}", override])
+    with pytest.raises(JobError, match=complaint):
+        run_steps(job, RunDirectory(tmp_path / "run"), ("backbone",))
