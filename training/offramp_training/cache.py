@@ -15,6 +15,7 @@ from torch import Tensor
 from offramp_model.network import MultiExitResNet
 from offramp_training.assembly import load_backbone
 from offramp_training.config import JobConfig
+from offramp_training.convolution import choose_convolution
 from offramp_training.data import LabelledImages, derive_seed, load_images, normalise, random_crop_flip
 from offramp_training.run_directory import RunDirectory, progress_bar, read_json, say, write_json
 
@@ -81,6 +82,7 @@ def write_features(
     np.save(folder / f"{part}-labels.npy", data.labels_N.numpy())
     fabric = Fabric(accelerator=job.backbone.accelerator, devices=1, precision=job.cache.precision)
     fabric.to_device(network)
+    choose_convolution(network, job, fabric.device)
     begun = time.time() - state["seconds"]
     with progress_bar(f"features, {part}", len(data) * views) as advance:
         advance(done * views)

@@ -1,4 +1,4 @@
-"""Which convolutions the backbone is trained with: torch's own, or Winograd's where they pay (not for inference alone)."""
+"""Which convolutions the backbone runs with in training and caching: torch's own, or Winograd's where they pay."""
 
 from __future__ import annotations
 
