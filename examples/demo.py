@@ -25,6 +25,7 @@ from rich.table import Table
 from offramp_client import Client, Model, Result
 from offramp_client.demo import Demo
 
+LAMBDAS = (0.0, 1.0, 2.0)  # compute is free, has a price, is dear
 FRAMES = 240
 SHOWN = 6
 START_TIMEOUT_S = 60.0
@@ -60,12 +61,24 @@ async def stream_at(address: str, lambda_: float) -> list[Result]:
 
 def show(results: list[Result], lambda_: float, exits: int) -> None:
     """A few frames, and the histogram of exits."""
-    table = Table("frame", "shows", "probability", "exit", "compute", "latency", title=f"λ = {lambda_:g}", title_justify="left")
+    film = Demo()
+    table = Table(
+        "frame",
+        "photograph",
+        "seen as",
+        "probability",
+        "exit",
+        "compute",
+        "latency",
+        title=f"λ = {lambda_:g}",
+        title_justify="left",
+    )
     for result in results[:: FRAMES // SHOWN]:
         seen = result.unwrap()
         bar = "▮" * seen.exit + "▯" * (exits - seen.exit)
         latency = f"{result.latency_ms:.0f} ms"
-        table.add_row(str(result.frame_id), seen.name, f"{seen.probability:.0%}", bar, f"{seen.cost_ratio:.3f}", latency)
+        caption = film.frame(result.frame_id).caption
+        table.add_row(str(result.frame_id), caption, seen.name, f"{seen.probability:.0%}", bar, f"{seen.cost_ratio:.3f}", latency)
     console.print(table)
     counts = Counter(result.unwrap().exit for result in results)
     for exit in range(1, exits + 1):
@@ -85,11 +98,6 @@ def show_metrics(address: str) -> None:
             console.print(f"  {line}", highlight=False, soft_wrap=True)
 
 
-def lambdas_of(model: Model) -> list[float]:
-    """No price, the model's default, and a high price on compute."""
-    return sorted({0.0, model.default_control.lambda_ or 0.0, model.router_lambdas[-1]})
-
-
 async def describe(address: str) -> Model:
     """The server's default model."""
     async with Client(address) as client:
@@ -101,7 +109,7 @@ def main() -> None:
     with running_server() as addresses:
         model = asyncio.run(describe(addresses["grpc"]))
         console.print(f"{model.name} version {model.version} on {model.backend} ({model.device}) at {addresses['grpc']}\n")
-        for lambda_ in lambdas_of(model):
+        for lambda_ in LAMBDAS:
             show(asyncio.run(stream_at(addresses["grpc"], lambda_)), lambda_, len(model.exits))
         show_metrics(addresses["http"])
     console.print("\nthe server drained and exited with 0")

@@ -254,6 +254,7 @@ class ClassificationStream:
     def _take_status(self, status: pb.StreamStatus, running: _Running) -> None:
         if status.state == pb.StreamStatus.STATE_DRAINING:
             self._draining = True
+            running.outbox.put_nowait(None)  # the server ends the call once this side has closed
         elif status.state in (pb.StreamStatus.STATE_CONFIGURED, pb.StreamStatus.STATE_REFUSED):
             if not running.retunes:
                 raise error_for("INTERNAL", "the server answered a config that was not sent")

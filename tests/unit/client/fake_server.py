@@ -154,6 +154,9 @@ class _Classification(classification_pb2_grpc.ClassificationServiceServicer):
 
     async def StreamClassify(self, requests: AsyncIterator[pb.StreamClassifyRequest], context: Any) -> Any:  # noqa: N802
         script = self.script
+        # not by catching CancelledError here: a call that is cancelled during its write never comes back to this generator
+        ended = False
+        context.add_done_callback(lambda _: None if ended else script.cancelled.set())
         await script.opened(context)
         outgoing: asyncio.Queue[pb.StreamClassifyResponse | None] = asyncio.Queue()
         reader = asyncio.create_task(self._read(requests, outgoing))
@@ -166,10 +169,8 @@ class _Classification(classification_pb2_grpc.ClassificationServiceServicer):
                         await script.abort_if_scripted(context)
                     answered += 1
                 yield response
+            ended = True
             await script.abort_if_scripted(context)
-        except (asyncio.CancelledError, GeneratorExit):
-            script.cancelled.set()
-            raise
         finally:
             reader.cancel()
 
@@ -208,7 +209,8 @@ class _Classification(classification_pb2_grpc.ClassificationServiceServicer):
             if script.drain_after is not None and len(script.frames) == script.drain_after:
                 news = pb.StreamStatus(state=pb.StreamStatus.STATE_DRAINING)
                 outgoing.put_nowait(pb.StreamClassifyResponse(status=news))
-                break
+                async for _ in requests:  # like the server: ending while the client writes would cost the call its status
+                    pass
         for response in reversed(results):
             outgoing.put_nowait(response)
         outgoing.put_nowait(None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import signal
 import subprocess
@@ -88,7 +89,9 @@ def test_stream_goes_on_past_a_bad_frame_and_fails_when_all_are(address: str, tm
 
 def test_ctrl_c_ends_a_stream_with_its_summary(address: str) -> None:
     command = [sys.executable, "-u", "-m", "offramp_client", "stream", "--address", address, "--fps", "50"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    # a shell starts background jobs with SIGINT ignored, and children inherit that: the tests may be such a job
+    heed = functools.partial(signal.signal, signal.SIGINT, signal.default_int_handler)
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=heed) as process:
         assert process.stdout is not None
         first = process.stdout.readline()
         process.send_signal(signal.SIGINT)

@@ -234,8 +234,9 @@ async def test_closing_the_client_ends_its_streams(server: FakeServer) -> None:
 
 
 async def test_an_exception_in_the_source_reaches_the_caller_and_cancels_the_call(server: FakeServer, client: Client) -> None:
-    def source() -> Iterator[np.ndarray]:
+    async def source() -> AsyncIterator[np.ndarray]:
         yield IMAGE
+        await server.until_frames(1)  # else the call might be cancelled before the server has heard of it
         raise OSError("camera unplugged")
 
     with pytest.raises(OSError, match="camera unplugged"):
