@@ -1,7 +1,7 @@
-"""Faster training on CPUs without bf16 (1.7 times at 32 pixels, bench/training_step.py): 3×3 convolutions by Winograd's F(4×4, 3×3) (Lavin and Gray 2016).
+"""Faster training on CPUs without bf16: 3×3 convolutions by Winograd's F(4×4, 3×3) (Lavin and Gray 2016).
 
-Same sums as torch's direct convolution up to float32 rounding, at a quarter of the multiplications; see winograd.cpp.
-The extension is compiled by g++ at first use, which takes about a minute.
+Same sums as torch's direct convolution up to float32 rounding, at a quarter of the multiplications; see winograd.cpp, and
+bench/training_step.py for what it brings. The extension is compiled by g++ at first use, which takes about a minute.
 """
 
 from __future__ import annotations
