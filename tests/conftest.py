@@ -12,24 +12,51 @@ settings.register_profile("offramp", deadline=None, suppress_health_check=[Healt
 settings.load_profile("offramp")
 
 
-@pytest.fixture(scope="session")
-def smoke_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The run directory of the `smoke` preset, trained end to end once a session; read-only for tests."""
+def _run_smoke(root: Path, *overrides: str) -> Path:
     import torch
 
     from offramp_training.config import load_config
     from offramp_training.run_directory import RunDirectory
     from offramp_training.steps import run_steps
 
-    root = tmp_path_factory.mktemp("smoke")
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # several threads on so small a network cost more than they bring, on a busy machine ten times more
-    run_steps(load_config("smoke", [f"publish.store={root / 'store'}"]), RunDirectory(root / "run"))
+    run_steps(load_config("smoke", [f"publish.store={root.parent / 'store'}", *overrides]), RunDirectory(root))
     torch.set_num_threads(threads)
-    return root / "run"
+    return root
 
 
 @pytest.fixture(scope="session")
-def smoke_store(smoke_run: Path) -> Path:
-    """A bundle store that holds the trained bundle `smoke`, version 1; read-only for tests."""
+def smoke_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run directory of the `smoke` preset, trained end to end once a session; read-only for tests."""
+    return _run_smoke(tmp_path_factory.mktemp("smoke") / "run")
+
+
+FORECAST = (
+    "network.head_kind=pooled_stats",
+    "network.head_cascade=true",
+    "network.router_kind=forecast",
+    "routers.lambdas=[0, 0.02, 0.05, 0.1, 0.2, 0.5, 2]",
+    "forecast.steps=60",
+    "proof.replicas=2",
+    "proof.beside=[bank, paper]",
+    "proof.bank_lambdas=[0, 1, 5]",
+    "publish.version=2",
+)
+"""What makes the forecast run out of the smoke preset."""
+
+
+@pytest.fixture(scope="session")
+def forecast_run(smoke_run: Path) -> Path:
+    """The same backbone and cache with rich heads and forecast routers, published as version 2; read-only for tests."""
+    root = smoke_run.parent / "forecast"
+    root.mkdir()
+    for step in ("backbone", "cache"):
+        (root / step).symlink_to(smoke_run / step)
+    return _run_smoke(root, *FORECAST)
+
+
+@pytest.fixture(scope="session")
+def smoke_store(smoke_run: Path, forecast_run: Path) -> Path:
+    """A bundle store with the trained bundle `smoke`: version 1 with a bank of routers, version 2 with forecast ones."""
     return smoke_run.parent / "store"

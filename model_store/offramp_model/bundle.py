@@ -25,6 +25,7 @@ from torch import Tensor
 
 from offramp_model.costs import CostTable, cost_table
 from offramp_model.network import MultiExitResNet, NetworkConfig
+from offramp_model.outcomes import Fraction, Frontier
 
 MANIFEST = "manifest.json"
 WEIGHTS = "weights.safetensors"
@@ -32,7 +33,6 @@ FORMAT_VERSION = 1
 NAME_PATTERN = r"^[a-z0-9][a-z0-9._-]*$"
 
 PolicyName = Literal["router", "entropy", "confidence", "fixed"]
-Fraction = Annotated[float, Field(ge=0, le=1)]
 Threshold = Annotated[float, Field(gt=0, le=1)]
 
 
@@ -99,7 +99,6 @@ class Manifest(_Part):
     labels: tuple[str, ...]
     preprocessing: Preprocessing
     costs: CostTable
-    router_kind: Literal["bank"] = "bank"
     default_control: Control
     default_thresholds: dict[PolicyName, Threshold]
     """The threshold of each policy where a caller names the policy alone."""
@@ -108,6 +107,8 @@ class Manifest(_Part):
     exit_accuracies: tuple[Fraction, ...]
     """Of each exit alone, on held-out images."""
     operating_points: tuple[OperatingPoint, ...]
+    frontier: Frontier | None = None
+    """Measured under the default control at every other λ; None where callers can't ask for outcomes."""
     provenance: Provenance
     files: dict[str, Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]]
     """sha256 of every other file of the bundle, by path inside it."""
@@ -127,8 +128,16 @@ class Manifest(_Part):
         missing = {"router", "entropy", "confidence"} - self.default_thresholds.keys()
         if missing:
             raise ValueError(f"default_thresholds lacks {', '.join(sorted(missing))}")
-        if self.default_control.policy == "router" and not self.network.router_lambdas:
+        if self.default_control.policy == "router" and not self.network.has_routers:
             raise ValueError("the default policy is `router` and the network has no routers")
+        if self.frontier is not None:
+            control = self.default_control
+            if control.policy != "router" or control.max_exit is not None:
+                raise ValueError("a frontier is measured under the default control: make that policy `router` without max_exit")
+            if control.threshold != self.default_thresholds["router"]:
+                raise ValueError("a frontier needs one threshold in default_control and in default_thresholds of `router`")
+            if any(len(point.exit_fractions) != exits for point in self.frontier.points):
+                raise ValueError(f"every point of frontier must give exit_fractions of {exits} exits")
         return self
 
 

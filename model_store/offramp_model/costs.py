@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Annotated
 
+import torch
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt
+from torch import nn
 
-from offramp_model.network import NetworkConfig
+from offramp_model.network import MultiExitResNet, NetworkConfig
 
 
 class CostTable(BaseModel):
@@ -40,14 +42,20 @@ def cost_table(config: NetworkConfig) -> CostTable:
     backbone = config.input_channels * 9 * channels * size**2  # the stem
     extras = 0
     exit_macs = []
+    with torch.device("meta"):
+        network = MultiExitResNet(config)
     for index, (width, depth) in enumerate(zip(config.widths, config.blocks, strict=True)):
         stride = 1 if index == 0 else 2
         size = -(-size // stride)
         shortcut = channels * width if stride != 1 or channels != width else 0
         backbone += (9 * channels * width + shortcut + 9 * width * width * (2 * depth - 1)) * size**2
         channels = width
-        extras += width * config.head_hidden + config.head_hidden * config.classes
-        if index + 1 < config.exits:
-            extras += len(config.router_lambdas) * (width + 1) * config.router_hidden
+        # heads and routers are matrix products alone: a MAC for each weight
+        extras += _weights(network.heads[index]) + (_weights(network.routers[index]) if index < len(network.routers) else 0)
         exit_macs.append(backbone + extras)
     return CostTable(full_macs=backbone + channels * config.classes, exit_macs=tuple(exit_macs))
+
+
+def _weights(module: nn.Module) -> int:
+    """Elements of a module's weight matrices; biases and temperatures add, they do not multiply."""
+    return sum(parameter.numel() for name, parameter in module.named_parameters() if "weight" in name)

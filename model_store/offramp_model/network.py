@@ -1,18 +1,26 @@
 """The multi-exit network: a ResNet with a CIFAR stem, an exit head after every residual group, routers between them.
 
-He et al. 2016 (residual groups, basic blocks); the paper, sections 4.1 (heads on pooled features) and 4.4 (routers).
+He et al. 2016 (residual groups, basic blocks); the paper, section 4.1 (heads on pooled features). Routers: routers.py.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import itertools
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Literal, get_args
 
 import torch
 import torch.nn.functional as F
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
 from torch import Tensor, nn
+
+from offramp_model.routers import ForecastRouter, RouterBank
+
+PoolingPart = Literal["average", "max", "deviation", "grid"]
+PARTS: tuple[PoolingPart, ...] = get_args(PoolingPart)
+GRID = 4
+"""Cells along each side of the coarse grid of averages."""
 
 
 class NetworkConfig(BaseModel):
@@ -28,12 +36,23 @@ class NetworkConfig(BaseModel):
     input_channels: PositiveInt = 3
     input_size: PositiveInt = 32
     """Height and width of the images, in pixels."""
+    head_kind: Literal["gap_mlp", "pooled_stats"] = "gap_mlp"
+    """`gap_mlp` sees the global average alone, as in the paper; `pooled_stats` sees the parts that `head_pooling` names, at
+    every exit but the last, whose map is small enough for its average to say it all."""
+    head_pooling: tuple[PoolingPart, ...] = ("average", "max", "deviation", "grid")
+    """What a `pooled_stats` head sees of its exit's feature map."""
+    head_cascade: bool = False
+    """Whether a head sees the log-probabilities of every earlier exit too (Wołczyk et al. 2021)."""
     head_hidden: PositiveInt = 128
     """Hidden units of each exit's two-layer MLP."""
+    router_kind: Literal["bank", "forecast"] = "bank"
+    """`bank`: the paper's, a router for each λ of a grid; `forecast`: one router for every λ (docs/routing.md)."""
     router_hidden: PositiveInt = 16
     """Hidden units of each router."""
     router_lambdas: tuple[Annotated[float, Field(ge=0.0, allow_inf_nan=False)], ...] = ()
-    """The λ that the bank of routers was trained for, ascending; empty before the routers are trained."""
+    """The λ that a `bank` was trained for, ascending; empty before the routers are trained, and for `forecast`."""
+    router_temperature: PositiveFloat | None = None
+    """τ_s of a `forecast` router, in units of probability; None before the routers are trained, and for `bank`."""
 
     @model_validator(mode="after")
     def _consistent(self) -> NetworkConfig:
@@ -43,7 +62,14 @@ class NetworkConfig(BaseModel):
             )
         if list(self.router_lambdas) != sorted(set(self.router_lambdas)):
             raise ValueError("router_lambdas must be strictly ascending")
+        if list(self.head_pooling) != [part for part in PARTS if part in self.head_pooling] or not self.head_pooling:
+            raise ValueError(f"head_pooling must name some of {', '.join(PARTS)}, each once and in this order")
         return self
+
+    @property
+    def has_routers(self) -> bool:
+        """Whether the routers have been trained."""
+        return bool(self.router_lambdas) if self.router_kind == "bank" else self.router_temperature is not None
 
     @property
     def exits(self) -> int:
@@ -73,50 +99,46 @@ class BasicBlock(nn.Module):
 
 
 class Head(nn.Sequential):
-    """An exit's classifier: a two-layer MLP on pooled features, divided by a calibrated temperature."""
+    """An exit's classifier: a two-layer MLP on statistics of its feature map, divided by a calibrated temperature."""
 
-    def __init__(self, channels: int, hidden: int, classes: int) -> None:
-        super().__init__(nn.Linear(channels, hidden), nn.ReLU(), nn.Linear(hidden, classes))
+    def __init__(self, config: NetworkConfig, exit: int) -> None:
+        self.parts: tuple[PoolingPart, ...] = ("average",)
+        if config.head_kind == "pooled_stats" and exit < config.exits:
+            self.parts = config.head_pooling
+        self.cascade = config.head_cascade
+        inputs = sum(part_columns(part, config.widths[exit - 1]) for part in self.parts)
+        inputs += config.classes * (exit - 1) if self.cascade else 0
+        super().__init__(nn.Linear(inputs, config.head_hidden), nn.ReLU(), nn.Linear(config.head_hidden, config.classes))
         self.temperature: Tensor
         self.register_buffer("temperature", torch.ones(()))
 
-    def forward(self, pooled_NC: Tensor) -> Tensor:
-        """Calibrated logits, shape (N, classes)."""
-        logits_NK: Tensor = super().forward(pooled_NC)  # type: ignore[no-untyped-call]
-        return logits_NK / self.temperature
+    def inputs(self, statistics_NS: Tensor, earlier_NEC: Tensor) -> Tensor:
+        """What the MLP sees: statistics of this head's parts and, in a cascade, the earlier exits' log-probabilities."""
+        return torch.cat([statistics_NS, earlier_NEC.log_softmax(-1).flatten(-2)], -1) if self.cascade else statistics_NS
 
-
-class RouterBank(nn.Module):
-    """The routers of one exit, one two-layer MLP for each λ of the grid, evaluated together as one matrix product.
-
-    The networks are independent of each other; keeping them in shared tensors lets frames of different λ share a batch.
-    """
-
-    def __init__(self, channels: int, hidden: int, lambdas: int) -> None:
-        super().__init__()
-        self.hidden = nn.Linear(channels, lambdas * hidden)
-        self.weight_LH1 = nn.Parameter(torch.empty(lambdas, hidden, 1).uniform_(-(hidden**-0.5), hidden**-0.5))
-        self.bias_L11 = nn.Parameter(torch.zeros(lambdas, 1, 1))
-
-    def forward(self, pooled_NC: Tensor) -> Tensor:
-        """Halting logits s_k of every grid λ, shape (N, L)."""
-        lambdas, hidden, _ = self.weight_LH1.shape
-        hidden_LNH = F.relu(self.hidden(pooled_NC)).view(-1, lambdas, hidden).transpose(0, 1)
-        return torch.baddbmm(self.bias_L11, hidden_LNH, self.weight_LH1).squeeze(2).T
+    def forward(self, inputs_NI: Tensor) -> Tensor:
+        """Calibrated logits, shape (N, classes), from what `inputs` gives."""
+        logits_NC: Tensor = super().forward(inputs_NI)  # type: ignore[no-untyped-call]
+        return logits_NC / self.temperature
 
 
 @dataclass(frozen=True, slots=True)
 class StageOutput:
     """What one stage gives: its features for the next stage, and what the exit decides on.
 
-    `features_NCHW` is the residual group's output, `pooled_NC` its global average, `logits_NK` the head's calibrated
-    class logits, `router_logits_NL` the halting logits of every grid λ (None at the last exit and in a bank-less network).
+    `features_NCHW` is the residual group's output, `logits_NEC` the calibrated class logits of every
+    exit so far, `router_output` what the exit's router says (None at the last exit and before routers are trained):
+    see routers.py.
     """
 
     features_NCHW: Tensor
-    pooled_NC: Tensor
-    logits_NK: Tensor
-    router_logits_NL: Tensor | None
+    logits_NEC: Tensor
+    router_output: Tensor | None
+
+    @property
+    def logits(self) -> Tensor:
+        """This exit's class logits, shape (N, classes)."""
+        return self.logits_NEC[:, -1]
 
 
 class MultiExitResNet(nn.Module):
@@ -135,46 +157,113 @@ class MultiExitResNet(nn.Module):
             self.groups.append(nn.Sequential(*(BasicBlock(i, width, s) for i, s in zip(inputs, strides, strict=True))))
             channels = width
         self.classifier = nn.Linear(last, config.classes)  # the plain backbone's own, for training it and as the reference
-        self.heads = nn.ModuleList(Head(width, config.head_hidden, config.classes) for width in config.widths)
-        lambdas = len(config.router_lambdas)
-        self.routers = nn.ModuleList(
-            RouterBank(width, config.router_hidden, lambdas) for width in (config.widths[:-1] if lambdas else ())
-        )
+        self.heads = nn.ModuleList(Head(config, exit) for exit in range(1, config.exits + 1))
+        self.routers = nn.ModuleList(make_routers(config) if config.has_routers else ())
 
     def forward(self, images_NCHW: Tensor) -> Tensor:
         """The plain full-depth network: images → class logits, shape (N, classes)."""
         features_NCHW = self.stem(images_NCHW)
         for group in self.groups:
             features_NCHW = group(features_NCHW)
-        logits_NK: Tensor = self.classifier(pool(features_NCHW))
-        return logits_NK
+        logits_NC: Tensor = self.classifier(pool(features_NCHW))
+        return logits_NC
 
-    def stage(self, exit: int, features_NCHW: Tensor) -> StageOutput:
-        """Run stage `exit` (1…K) on the images (stage 1) or on the previous stage's features."""
+    def stage(self, exit: int, features_NCHW: Tensor, earlier_NEC: Tensor) -> StageOutput:
+        """Run stage `exit` (1…K) on the images (stage 1) or on the previous stage's features.
+
+        `earlier_NEC` are the class logits of the exits before, shape (N, exit − 1, classes): see `no_exits`.
+        """
         if exit == 1:
             features_NCHW = self.stem(features_NCHW)
         features_NCHW = self.groups[exit - 1](features_NCHW)
-        pooled_NC = pool(features_NCHW)
-        router_logits_NL = self.routers[exit - 1](pooled_NC) if exit <= len(self.routers) else None
-        return StageOutput(features_NCHW, pooled_NC, self.heads[exit - 1](pooled_NC), router_logits_NL)
+        head = self.head(exit)
+        logits_NC = head(head.inputs(pool_parts(features_NCHW, head.parts), earlier_NEC))
+        logits_NEC = torch.cat([earlier_NEC, logits_NC[:, None]], 1)
+        router_output = self.routers[exit - 1](pool(features_NCHW), logits_NEC) if exit <= len(self.routers) else None
+        return StageOutput(features_NCHW, logits_NEC, router_output)
 
     def stages(self, images_NCHW: Tensor) -> Iterator[StageOutput]:
         """Every stage in turn on the whole batch; a caller who has seen enough stops iterating."""
-        features_NCHW = images_NCHW
+        features_NCHW, logits_NEC = images_NCHW, self.no_exits(len(images_NCHW))
         for exit in range(1, self.config.exits + 1):
-            output = self.stage(exit, features_NCHW)
-            features_NCHW = output.features_NCHW
+            output = self.stage(exit, features_NCHW, logits_NEC)
+            features_NCHW, logits_NEC = output.features_NCHW, output.logits_NEC
             yield output
 
-    def pooled(self, images_NCHW: Tensor) -> list[Tensor]:
-        """Pooled features of every exit, the only thing that heads and routers ever see; heads are not run."""
-        features_NCHW, pooled = self.stem(images_NCHW), []
-        for group in self.groups:
+    def head(self, exit: int) -> Head:
+        """The classifier of exit 1…K."""
+        head = self.heads[exit - 1]
+        assert isinstance(head, Head)
+        return head
+
+    def no_exits(self, count: int) -> Tensor:
+        """The logits of no exits at all, shape (count, 0, classes): what stage 1 gets."""
+        return self.classifier.weight.new_zeros(count, 0, self.config.classes)
+
+    def statistics(self, images_NCHW: Tensor) -> list[Tensor]:
+        """Of each exit all that heads and routers ever see of the images: every part, of the last exit the average alone."""
+        features_NCHW, statistics = self.stem(images_NCHW), []
+        for exit, group in enumerate(self.groups, start=1):
             features_NCHW = group(features_NCHW)
-            pooled.append(pool(features_NCHW))
-        return pooled
+            statistics.append(pool_parts(features_NCHW, self._cached_parts(exit)))
+        return statistics
+
+    def statistics_columns(self) -> list[int]:
+        """How many statistics each exit has."""
+        widths = enumerate(self.config.widths, start=1)
+        return [sum(part_columns(part, width) for part in self._cached_parts(exit)) for exit, width in widths]
+
+    def _cached_parts(self, exit: int) -> tuple[PoolingPart, ...]:
+        return PARTS if exit < self.config.exits else PARTS[:1]
+
+    def exits(self, statistics: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
+        """Class logits of every exit, shape (N, K, classes), and each router's output, from what `statistics` gave."""
+        logits_NEC, router_outputs = self.no_exits(len(statistics[0])), []
+        for exit, (statistics_NS, width) in enumerate(zip(statistics, self.config.widths, strict=True), start=1):
+            head = self.head(exit)
+            logits_NC = head(head.inputs(select_parts(statistics_NS, width, head.parts), logits_NEC))
+            logits_NEC = torch.cat([logits_NEC, logits_NC[:, None]], 1)
+            if exit <= len(self.routers):
+                router_outputs.append(self.routers[exit - 1](statistics_NS[:, :width], logits_NEC))
+        return logits_NEC, router_outputs
+
+
+def make_routers(config: NetworkConfig) -> list[RouterBank | ForecastRouter]:
+    """An untrained router for every exit but the last."""
+    if config.router_kind == "forecast":
+        return [ForecastRouter(exit, config.exits, config.classes, config.router_hidden) for exit in range(1, config.exits)]
+    return [RouterBank(width, config.router_hidden, len(config.router_lambdas)) for width in config.widths[:-1]]
 
 
 def pool(features_NCHW: Tensor) -> Tensor:
     """Global average pooling, shape (N, C)."""
     return features_NCHW.mean(dim=(2, 3))
+
+
+def pool_parts(features_NCHW: Tensor, parts: Sequence[PoolingPart]) -> Tensor:
+    """Statistics of each channel over the map, part after part, shape (N, Σ part_columns).
+
+    Average, maximum, population standard deviation, and averages over the cells of a GRID × GRID grid.
+    """
+    pooled = []
+    for part in parts:
+        if part == "average":
+            pooled.append(pool(features_NCHW))
+        elif part == "max":
+            pooled.append(features_NCHW.amax(dim=(2, 3)))
+        elif part == "deviation":
+            pooled.append(features_NCHW.var(dim=(2, 3), correction=0).sqrt())
+        else:
+            pooled.append(F.adaptive_avg_pool2d(features_NCHW, GRID).flatten(1))
+    return torch.cat(pooled, 1)
+
+
+def part_columns(part: PoolingPart, channels: int) -> int:
+    """How many statistics a part has."""
+    return channels * (GRID * GRID if part == "grid" else 1)
+
+
+def select_parts(statistics_NS: Tensor, channels: int, parts: Sequence[PoolingPart]) -> Tensor:
+    """Some of the parts, shape (…, Σ part_columns), out of an exit's statistics as `MultiExitResNet.statistics` gives them."""
+    ends = dict(zip(PARTS, itertools.accumulate(part_columns(part, channels) for part in PARTS), strict=True))
+    return torch.cat([statistics_NS[..., ends[part] - part_columns(part, channels) : ends[part]] for part in parts], -1)

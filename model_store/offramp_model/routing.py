@@ -6,12 +6,16 @@ Equation numbers are the paper's. N frames, K exits, L grid values of λ; exits 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from offramp_model.network import NetworkConfig
 
 
 class Policy(IntEnum):
@@ -102,6 +106,62 @@ def interpolate_router_logits(router_logits_NL: Tensor, grid_L: Tensor, lambda_N
     return logit_N + (lambda_N - grid_L[-1]).clamp_min(0) * cost_step
 
 
+def forecast_halting_logit(utility_NJ: Tensor, lambda_N: Tensor, cost_J: Tensor, temperature: float) -> Tensor:
+    """The E-step's halting logit with each exit's likelihood replaced by its forecast utility, and a uniform prior.
+
+    s_k(λ) = (m_kk − λ c_k)/τ_s − log Σ_{j>k} exp((m_kj − λ c_j)/τ_s), shape (N,), from utilities m_kj and costs c_j of the
+    exits j = k…K. It never falls as λ rises, since ds_k/dλ = (Σ_{j>k} w_j c_j − c_k)/τ_s with weights w that sum to one.
+    """
+    beyond_NJ = utility_NJ[:, 1:] - lambda_N.to(utility_NJ.dtype)[:, None] * (cost_J[1:] - cost_J[0])
+    return utility_NJ[:, 0] / temperature - (beyond_NJ / temperature).logsumexp(-1)
+
+
+class HaltingRule(Protocol):
+    """How an exit's router output and a frame's λ give its halting logit."""
+
+    @property
+    def cost_K(self) -> Tensor:  # noqa: N802  # a tensor's name carries its shape
+        """Cost ratio of every exit."""
+        ...
+
+    def logit(self, exit: int, router_output: Tensor, lambda_N: Tensor) -> Tensor:
+        """s_k of each frame, shape (N,)."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class BankRule:
+    """Interpolates between the two routers of the grid that are next to a frame's λ."""
+
+    cost_K: Tensor
+    grid_L: Tensor
+
+    def logit(self, exit: int, router_output: Tensor, lambda_N: Tensor) -> Tensor:
+        """s_k of each frame, shape (N,), from halting logits of shape (N, L)."""
+        step = float(self.cost_K[exit] - self.cost_K[exit - 1])
+        return interpolate_router_logits(router_output, self.grid_L, lambda_N, step)
+
+
+@dataclass(frozen=True, slots=True)
+class ForecastRule:
+    """Puts each frame's λ into the closed form."""
+
+    cost_K: Tensor
+    temperature: float
+
+    def logit(self, exit: int, router_output: Tensor, lambda_N: Tensor) -> Tensor:
+        """s_k of each frame, shape (N,), from utilities of shape (N, K − k + 1)."""
+        return forecast_halting_logit(router_output, lambda_N, self.cost_K[exit - 1 :], self.temperature)
+
+
+def halting_rule(config: NetworkConfig, costs: Sequence[float], device: torch.device | str = "cpu") -> HaltingRule:
+    """The rule of a network whose exits have these cost ratios."""
+    cost_K = torch.tensor(costs, device=device)
+    if config.router_temperature is not None:
+        return ForecastRule(cost_K, config.router_temperature)
+    return BankRule(cost_K, torch.tensor(config.router_lambdas, device=device))
+
+
 def normalised_entropy(probabilities_NC: Tensor) -> Tensor:
     """Shannon entropy over ln(classes), in [0, 1], shape (N,); BranchyNet's score."""
     entropy_N: Tensor = torch.special.entr(probabilities_NC).sum(-1)
@@ -144,23 +204,19 @@ class Decision:
     halting_N: Tensor
 
 
-def decide(
-    exit: int, logits_NC: Tensor, router_logits_NL: Tensor | None, controls: Controls, grid_L: Tensor, cost_K: Tensor
-) -> Decision:
+def decide(exit: int, logits_NC: Tensor, router_output: Tensor | None, controls: Controls, rule: HaltingRule) -> Decision:
     """Decide row by row at exit k; nothing in a row depends on any other row.
 
     A frame leaves where its policy says so at or after its min_exit, at its max_exit, and at the last exit.
     """
     probabilities_NC = torch.softmax(logits_NC.float(), -1)
-    exits = len(cost_K)
     everyone = torch.ones(len(logits_NC), dtype=torch.bool, device=logits_NC.device)
-    if exit == exits:
+    if exit == len(rule.cost_K):
         return Decision(everyone, ~everyone, probabilities_NC, everyone.float())
-    if router_logits_NL is None:
+    if router_output is None:
         halting_N = torch.zeros_like(probabilities_NC[:, 0])
     else:
-        step = float(cost_K[exit] - cost_K[exit - 1])
-        halting_N = torch.sigmoid(interpolate_router_logits(router_logits_NL.float(), grid_L, controls.lambda_N, step))
+        halting_N = torch.sigmoid(rule.logit(exit, router_output.float(), controls.lambda_N))
     by_policy_N = (exit >= controls.min_exit_N) & halts(
         controls.policy_N,
         controls.threshold_NE[:, exit - 1],

@@ -71,10 +71,10 @@ class GatedBackend(TorchBackend):
         self.gate.set()
         self.batches: list[tuple[int, int]] = []
 
-    def run_stage(self, exit: int, features: Tensor) -> StageResult:
+    def run_stage(self, exit: int, features: Tensor, earlier_NEC: Tensor) -> StageResult:
         assert self.gate.wait(PATIENCE_S)
         self.batches.append((exit, len(features)))
-        return super().run_stage(exit, features)
+        return super().run_stage(exit, features, earlier_NEC)
 
 
 class Gate:

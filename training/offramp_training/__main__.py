@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from offramp_training.ablation import ablate, load_variants
 from offramp_training.config import PRESETS, JobError, load_config
 from offramp_training.run_directory import RunDirectory
 from offramp_training.steps import NAMES, run_steps
@@ -31,7 +32,8 @@ HELP = {
     "backbone": "Train the plain network, which stays frozen from then on.",
     "cache": "Write the pooled features of every exit to disk.",
     "heads": "Train and calibrate each exit's classifier on cached features.",
-    "routers": "Fit the routers by expectation-maximisation, for every lambda of the grid.",
+    "routers": "Fit the routers: forecasts for every lambda, or by expectation-maximisation one for each lambda of a grid.",
+    "arms": "Train the systems that the published one is compared with.",
     "evaluate": "Choose operating points on held-out images and measure every policy on the test split.",
     "report": "Draw the figures and write the table.",
     "publish": "Write the bundle that a server loads.",
@@ -51,6 +53,20 @@ def _command(names: tuple[str, ...]) -> Callable[[str, Path, list[str]], None]:
 
 for _name, _help in HELP.items():
     app.command(_name, help=_help)(_command(NAMES if _name == "run" else (_name,)))
+
+
+@app.command("ablate", help="Train variants of the heads on a run's cache and write one table; the run itself stays as it is.")
+def _ablate(
+    config: ConfigOption,
+    run_dir: RunDirOption,
+    overrides: SetOption = [],  # noqa: B006 - typer's way
+    variants: Annotated[Path | None, typer.Option(help="A YAML file of named overrides; 22 variants where not given.")] = None,
+) -> None:
+    try:
+        ablate(load_config(config, overrides), RunDirectory(run_dir), load_variants(variants), run_dir / "ablation")
+    except JobError as error:
+        typer.echo(f"offramp-train: {error}", err=True)
+        raise typer.Exit(2) from error
 
 
 def main() -> None:

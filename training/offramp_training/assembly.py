@@ -13,7 +13,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from offramp_model.bundle import half_overflows
-from offramp_model.network import Head, MultiExitResNet, RouterBank
+from offramp_model.network import Head, MultiExitResNet
+from offramp_model.routers import ForecastRouter, RouterBank
 from offramp_training.config import JobConfig, JobError
 from offramp_training.run_directory import RunDirectory
 
@@ -47,17 +48,20 @@ def load_with_heads(job: JobConfig, run: RunDirectory) -> MultiExitResNet:
 
 def load_whole(job: JobConfig, run: RunDirectory) -> MultiExitResNet:
     """Backbone, heads and routers: what is evaluated and published."""
-    run.result("routers")
+    result = run.result("routers")
     with_heads = load_with_heads(job, run)
-    config = job.network.model_copy(update={"router_lambdas": job.routers.lambdas})
-    network = MultiExitResNet(config)
+    if job.network.router_kind == "forecast":
+        trained = {"router_temperature": result["temperature"]}
+    else:
+        trained = {"router_lambdas": job.routers.lambdas}
+    network = MultiExitResNet(job.network.model_copy(update=trained))
     network.load_state_dict(with_heads.state_dict(), strict=False)
     network.routers.load_state_dict(through_half(load_file(run.root / "routers" / "routers.safetensors")))
     return network.eval().requires_grad_(False)
 
 
 class Standardiser:
-    """Channel-wise zero mean and unit deviation of pooled features, folded into the first linear layer once trained."""
+    """Channel-wise zero mean and unit deviation of a module's inputs, folded into the first linear layer once trained."""
 
     def __init__(self, features_NC: Tensor) -> None:
         self.mean_C = features_NC.mean(0)
@@ -70,7 +74,7 @@ class Standardiser:
         return (features_NC - self.mean_C) / self.deviation_C
 
     @torch.no_grad()
-    def fold_into(self, module: Head | RouterBank) -> None:
+    def fold_into(self, module: Head | RouterBank | ForecastRouter) -> None:
         """Change the module, trained on standardised features, so that it gives the same on the features as they are."""
         linear = module[0] if isinstance(module, Head) else module.hidden
         assert isinstance(linear, nn.Linear)

@@ -21,6 +21,7 @@ from offramp_training.convolution import choose_convolution
 from offramp_training.data import (
     LabelledImages,
     channel_statistics,
+    cut_out,
     load_images,
     normalise,
     random_crop_flip,
@@ -41,10 +42,6 @@ class _Images:
     held_out_N: Tensor
     mean: tuple[float, ...]
     std: tuple[float, ...]
-
-    def batch(self, images_NCHW: Tensor, size: int) -> Tensor:
-        """uint8 images → normalised floats at the size of a phase."""
-        return resize(normalise(images_NCHW, self.mean, self.std), size)
 
 
 def train_backbone(job: JobConfig, run: RunDirectory) -> None:
@@ -168,7 +165,10 @@ def _train_epoch(
             # every device draws the whole batch's crops, so that the result does not depend on how many there are
             cropped = random_crop_flip(images.data.images_NCHW[batch_N], config.crop_padding, config.flip, generator)
             share = slice(fabric.global_rank, None, fabric.world_size)
-            logits_NC = model(images.batch(cropped[share], size).to(fabric.device))
+            batch_NCHW = normalise(cropped, images.mean, images.std)
+            if config.cut_out:
+                batch_NCHW = cut_out(batch_NCHW, config.cut_out, generator)
+            logits_NC = model(resize(batch_NCHW[share], size).to(fabric.device))
             labels_N = images.data.labels_N[batch_N[share]].to(fabric.device)
             loss = F.cross_entropy(logits_NC.float(), labels_N, label_smoothing=config.label_smoothing)
             optimizer.zero_grad()
@@ -187,6 +187,7 @@ def _held_out_accuracy(fabric: Fabric, model: Any, images: _Images, size: int) -
     model.eval()
     right = 0
     for batch_N in torch.split(images.held_out_N, 500):
-        logits_NC = model(images.batch(images.data.images_NCHW[batch_N], size).to(fabric.device))
+        batch_NCHW = normalise(images.data.images_NCHW[batch_N], images.mean, images.std)
+        logits_NC = model(resize(batch_NCHW, size).to(fabric.device))
         right += int((logits_NC.argmax(1).cpu() == images.data.labels_N[batch_N]).sum())
     return right / len(images.held_out_N)

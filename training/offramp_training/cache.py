@@ -1,4 +1,4 @@
-"""Step 2: the pooled features of every exit on disk, one memory-mapped file an exit (paper, section 4.2)."""
+"""Step 2: the pooled statistics of every exit on disk, one memory-mapped file an exit (paper, section 4.2)."""
 
 from __future__ import annotations
 
@@ -24,23 +24,26 @@ STEP = "cache"
 
 @dataclass(frozen=True, slots=True)
 class Features:
-    """Pooled features of N images in V views: for each exit (N, V, channels), lazily read; `labels_N` int64."""
+    """Statistics of N images in V views, as `MultiExitResNet.statistics` gives them: for each exit (N, V, statistics).
 
-    pooled: list[Tensor]
+    Lazily read; `labels_N` int64.
+    """
+
+    statistics: list[Tensor]
     labels_N: Tensor
 
     def plain(self, rows_N: Tensor) -> list[Tensor]:
-        """The unchanged view of some images, float32: for each exit (rows, channels)."""
-        return [pooled_NVC[rows_N, 0].float() for pooled_NVC in self.pooled]
+        """The unchanged view of some images, float32: for each exit (rows, statistics)."""
+        return [statistics_NVS[rows_N, 0].float() for statistics_NVS in self.statistics]
 
     def all_views(self, rows_N: Tensor) -> list[Tensor]:
-        """Every view of some images as a row of its own, float32: for each exit (rows·V, channels)."""
-        return [pooled_NVC[rows_N].flatten(0, 1).float() for pooled_NVC in self.pooled]
+        """Every view of some images as a row of its own, float32: for each exit (rows·V, statistics)."""
+        return [statistics_NVS[rows_N].flatten(0, 1).float() for statistics_NVS in self.statistics]
 
     @property
     def views(self) -> int:
         """V, the views of each image."""
-        return self.pooled[0].shape[1]
+        return self.statistics[0].shape[1]
 
 
 def cache_features(job: JobConfig, run: RunDirectory) -> None:
@@ -75,9 +78,9 @@ def write_features(
             folder / f"{part}-exit{exit}.npy",
             mode="r+" if done else "w+",
             dtype=np.dtype(job.cache.stored_as),
-            shape=(len(data), views, channels),
+            shape=(len(data), views, columns),
         )
-        for exit, channels in enumerate(job.network.widths, start=1)
+        for exit, columns in enumerate(network.statistics_columns(), start=1)
     ]
     np.save(folder / f"{part}-labels.npy", data.labels_N.numpy())
     fabric = Fabric(accelerator=job.backbone.accelerator, devices=1, precision=job.cache.precision)
@@ -92,9 +95,9 @@ def write_features(
                 seed = derive_seed(job.seed, STEP, part, first, view)
                 images = _view(data.images_NCHW[rows], view, job.backbone.crop_padding, seed)
                 with fabric.autocast():
-                    pooled = network.pooled(normalise(images, backbone["mean"], backbone["std"]).to(fabric.device))
-                for file, pooled_NC in zip(files, pooled, strict=True):
-                    file[rows, view] = pooled_NC.float().cpu().numpy()
+                    statistics = network.statistics(normalise(images, backbone["mean"], backbone["std"]).to(fabric.device))
+                for file, statistics_NS in zip(files, statistics, strict=True):
+                    file[rows, view] = statistics_NS.float().cpu().numpy()
                 advance(len(images))
             for file in files:
                 file.flush()
@@ -105,8 +108,8 @@ def write_features(
 def open_features(folder: Path, part: str, exits: int) -> Features:
     """Map the files that write_features left."""
     # copy-on-write, since torch wants memory that it might write to
-    pooled = [torch.from_numpy(np.load(folder / f"{part}-exit{exit}.npy", mmap_mode="c")) for exit in range(1, exits + 1)]
-    return Features(pooled, torch.from_numpy(np.load(folder / f"{part}-labels.npy")))
+    statistics = [torch.from_numpy(np.load(folder / f"{part}-exit{exit}.npy", mmap_mode="c")) for exit in range(1, exits + 1)]
+    return Features(statistics, torch.from_numpy(np.load(folder / f"{part}-labels.npy")))
 
 
 def _view(images_NCHW: Tensor, view: int, padding: int, seed: int) -> Tensor:

@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+BISECTIONS = 30
+
 
 @dataclass(frozen=True, slots=True)
 class Quality:
-    """Accuracy in 0…1, negative log-likelihood in nats a frame, expected calibration error in 0…1."""
+    """Accuracy in 0…1, negative log-likelihood in nats a frame, expected calibration error in 0…1, AUROC of the confidence."""
 
     accuracy: float
     nll: float
     ece: float
+    auroc: float | None
+    """Of the confidence as a sign of being right; None where all guesses are right or all wrong."""
 
-    def rounded(self) -> dict[str, float]:
+    def rounded(self) -> dict[str, float | None]:
         """For a result file."""
-        return {name: round(value, 5) for name, value in asdict(self).items()}
+        return {name: None if value is None else round(value, 5) for name, value in asdict(self).items()}
 
 
 def quality(logits_NC: Tensor, labels_N: Tensor) -> Quality:
@@ -29,6 +34,7 @@ def quality(logits_NC: Tensor, labels_N: Tensor) -> Quality:
         float(right_N.double().mean()),
         float(F.cross_entropy(logits_NC, labels_N)),
         expected_calibration_error(logits_NC, labels_N),
+        auroc(logits_NC.double().softmax(1).amax(1), right_N),
     )
 
 
@@ -41,18 +47,28 @@ def expected_calibration_error(logits_NC: Tensor, labels_N: Tensor, bins: int = 
     return float(gap_by_bin.abs().sum() / len(labels_N))
 
 
+def auroc(score_N: Tensor, right_N: Tensor) -> float | None:
+    """Chance that a right guess scores above a wrong one, ties counting half; None where all are right or all wrong."""
+    right_N = right_N.bool()
+    values, value_N = torch.unique(score_N, return_inverse=True)  # ascending
+    right_by_value = torch.bincount(value_N[right_N], minlength=len(values)).double()
+    wrong_by_value = torch.bincount(value_N[~right_N], minlength=len(values)).double()
+    pairs = float(right_by_value.sum() * wrong_by_value.sum())
+    wrong_below = wrong_by_value.cumsum(0) - wrong_by_value
+    return float(right_by_value @ (wrong_below + wrong_by_value / 2)) / pairs if pairs else None
+
+
 def fit_temperature(logits_NC: Tensor, labels_N: Tensor) -> float:
-    """The divisor of the logits that makes the truth likeliest; convex in its inverse, found by L-BFGS on its logarithm."""
-    log_temperature = torch.zeros((), dtype=torch.double, requires_grad=True)
+    """The divisor of the logits that makes the truth likeliest, from e⁻³ to e³.
+
+    The likelihood is concave in its inverse, with its top where the logit that the softmax expects is the one that the truth has
+    on average: so that is bisected. A set on which every guess is right asks for zero, one of pure noise for infinity.
+    """
     logits_NC = logits_NC.double()
-    optimizer = torch.optim.LBFGS([log_temperature], max_iter=100, line_search_fn="strong_wolfe")
-
-    def closure() -> Tensor:
-        optimizer.zero_grad()
-        loss = F.cross_entropy(logits_NC / log_temperature.exp(), labels_N)
-        loss.backward()  # type: ignore[no-untyped-call]
-        return loss
-
-    optimizer.step(closure)  # type: ignore[no-untyped-call]
-    # a set on which every guess is right asks for a temperature of zero, and one of pure noise for an infinite one
-    return float(log_temperature.detach().clamp(-3, 3).exp())
+    truth = float(logits_NC.gather(1, labels_N[:, None]).mean())
+    low, high = -3.0, 3.0
+    for _ in range(BISECTIONS):
+        middle = (low + high) / 2
+        expected = float(((logits_NC / math.exp(middle)).softmax(1) * logits_NC).sum(1).mean())
+        low, high = (middle, high) if expected > truth else (low, middle)
+    return math.exp((low + high) / 2)

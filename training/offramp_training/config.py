@@ -8,11 +8,21 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveFloat, PositiveInt, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+    model_validator,
+)
 
 from offramp_model.network import NetworkConfig
 
-PRESETS = ("cifar10", "smoke")
+PRESETS = ("cifar10", "cifar10-paper", "smoke")
 Precision = Literal["32-true", "bf16-mixed"]
 """bf16 helps where the processor has it (AMX, AVX512-BF16, CUDA); elsewhere it is far slower than float32."""
 
@@ -72,6 +82,8 @@ class BackboneConfig(_Section):
     crop_padding: Annotated[int, Field(ge=0)] = 4
     """Pixels at full size by which a random crop may move."""
     flip: bool = True
+    cut_out: NonNegativeInt = 0
+    """Side of the square that is blanked in every training image, in pixels at full size; 0 for none."""
     precision: Precision = "32-true"
     convolution: Literal["auto", "torch", "winograd"] = "auto"
     """`auto` takes Winograd's where torch's would run in float32 on a CPU and g++ is there; see winograd.py."""
@@ -92,18 +104,42 @@ class CacheConfig(_Section):
 
 
 class HeadsConfig(_Section):
-    """AdamW with a one-cycle rate; the epoch and the weight decay are picked by held-out likelihood."""
+    """AdamW with a one-cycle rate; each exit's weight decay, dropout and epoch are picked by held-out likelihood."""
 
     epochs: PositiveInt = 30
     batch_size: PositiveInt = 512
     peak_rate: PositiveFloat = 3e-3
     weight_decays: tuple[NonNegativeFloat, ...] = Field(default=(1e-2, 0.3), min_length=1)
+    """Candidates; every one is tried with every candidate of dropout."""
+    dropouts: tuple[Annotated[float, Field(ge=0, lt=1)], ...] = Field(default=(0.0,), min_length=1)
+    """Candidates for the share of a head's inputs, and of its hidden units, that each training step leaves out."""
+    views: PositiveInt | None = None
+    """How many of the cached views of a training image to learn from; all of them where not given."""
+    distillation: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Weight of the plain full network's softmax as the target; the label has the rest."""
+    distillation_temperature: PositiveFloat = 3.0
+    """Softens both sides of the distillation (Hinton et al. 2015)."""
+
+
+class ForecastConfig(_Section):
+    """How the routers of `network.router_kind: forecast` are fitted."""
+
+    steps: PositiveInt = 600
+    batch_size: PositiveInt = 2048
+    rate: PositiveFloat = 1e-2
+    weight_decays: tuple[NonNegativeFloat, ...] = Field(default=(0.01, 0.1, 1.0), min_length=1)
+    """Candidates, of which each exit takes the one with the least cross-validated loss on the fit part."""
+    folds: Annotated[int, Field(ge=2)] = 5
+    temperatures: tuple[PositiveFloat, ...] = Field(default=(0.003, 0.01, 0.03, 0.1), min_length=1)
+    """Candidates for τ_s, of which the one with the best accuracy over cost, likewise cross-validated, is taken."""
 
 
 class RoutersConfig(_Section):
-    """EM (paper, sections 4.3 and 4.4) for every λ of the grid at once."""
+    """λ to report, and the EM (paper, sections 4.3 and 4.4) of `network.router_kind: bank`, for every λ at once."""
 
     lambdas: tuple[Annotated[float, Field(ge=0, allow_inf_nan=False)], ...] = Field(min_length=2)
+    """The bank's grid, in nats per full network's compute; for `forecast`, in accuracy per full network's compute, the λ that
+    tables and plots show."""
     prior: Literal["learned", "uniform"] = "learned"
     """The E-step's p(z|x): `learned` takes the routers of the iteration before, as the paper does; `uniform` keeps 1/K."""
     m_step: Literal["exact", "unweighted"] = "exact"
@@ -140,12 +176,39 @@ class EvaluateConfig(_Section):
     """Thresholds of each sweep over entropy, confidence and τ."""
 
 
+class ProofConfig(_Section):
+    """What the published system is compared with, and how often it is trained."""
+
+    replicas: PositiveInt = 1
+    """Seeds of heads and routers; the first is published, whatever the others give."""
+    beside: tuple[Literal["bank", "paper"], ...] = ()
+    """`bank`: the paper's routers on the published heads; `paper`: the paper's heads and routers."""
+    bank_lambdas: tuple[Annotated[float, Field(ge=0, allow_inf_nan=False)], ...] = (
+        0,
+        0.1,
+        0.2,
+        0.35,
+        0.5,
+        0.75,
+        1,
+        1.5,
+        2,
+        3,
+        20,
+    )
+    """The grid of these banks, in nats per full network's compute."""
+    costs: tuple[PositiveFloat, ...] = (0.3, 0.35, 0.4, 0.45, 0.5, 0.6, 0.645, 0.75, 0.9)
+    """Mean costs at which everything is compared; those that a system can't have stay empty."""
+
+
 class PublishConfig(_Section):
     """Where the bundle goes: <store>/<name>/<version>/."""
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")
     version: PositiveInt = 1
     store: Path = Path("model_store/bundles")
+    note: str = ""
+    """A paragraph for the model card: what a reader must know that the configuration can't tell."""
     max_megabytes: PositiveFloat = 25.0
     """Weights larger than this many 10⁶ bytes are refused."""
 
@@ -154,19 +217,30 @@ class JobConfig(_Section):
     """The whole offline job."""
 
     seed: int = 0
+    replica: NonNegativeInt = 0
+    """Heads and routers of another replica are trained from other seeds; data and backbone stay the same."""
     data: DataConfig
     network: NetworkConfig = NetworkConfig()
     backbone: BackboneConfig
     cache: CacheConfig = CacheConfig()
     heads: HeadsConfig = HeadsConfig()
     routers: RoutersConfig
+    forecast: ForecastConfig = ForecastConfig()
+    proof: ProofConfig = ProofConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
     publish: PublishConfig
+
+    @property
+    def fit_seed(self) -> int:
+        """The seed of this replica's heads and routers."""
+        return self.seed + 1_000_003 * self.replica
 
     @model_validator(mode="after")
     def _trainable(self) -> JobConfig:
         if self.network.router_lambdas:
             raise ValueError("network.router_lambdas is filled in by training: give routers.lambdas instead")
+        if self.network.router_temperature is not None:
+            raise ValueError("network.router_temperature is filled in by training: give forecast.temperatures instead")
         if self.network.exits < 2:
             raise ValueError("network.widths names one residual group: routing needs at least two exits")
         return self

@@ -158,6 +158,19 @@ def random_crop_flip(images_NCHW: Tensor, padding: int, flip: bool, generator: G
     return padded[index_N11, :, rows_NH[:, :, None], columns_NW[:, None, :]].permute(0, 3, 1, 2)
 
 
+def cut_out(images_NCHW: Tensor, size: int, generator: Generator) -> Tensor:
+    """Zero a square of `size` pixels a side in each float image, its centre anywhere in the image (DeVries and Taylor 2017).
+
+    Parts of the square may lie outside. Zero is the mean colour of normalised images.
+    """
+    count, _, height, width = images_NCHW.shape
+    top_N1 = torch.randint(0, height, (count, 1), generator=generator) - size // 2
+    left_N1 = torch.randint(0, width, (count, 1), generator=generator) - size // 2
+    rows_NH = (torch.arange(height) >= top_N1) & (torch.arange(height) < top_N1 + size)
+    columns_NW = (torch.arange(width) >= left_N1) & (torch.arange(width) < left_N1 + size)
+    return images_NCHW.masked_fill((rows_NH[:, :, None] & columns_NW[:, None, :])[:, None], 0.0)
+
+
 def resize(images_NCHW: Tensor, size: int) -> Tensor:
     """Shrink float images with anti-aliasing; the same tensor when the size is right."""
     if images_NCHW.shape[-1] == size:

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from offramp_model.network import RouterBank
+from offramp_model.routers import RouterBank
 from offramp_model.routing import evidence, halting_logits, halting_targets, log_exit_distribution, posterior, survival
 from offramp_training.config import RoutersConfig
 

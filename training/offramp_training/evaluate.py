@@ -1,4 +1,4 @@
-"""Step 5: choose operating points on the select part, then measure every policy on the test split.
+"""Step 6: choose operating points on the select part, then measure every policy on the test split.
 
 The only reader of the test split. Nothing is chosen on it: every λ and threshold is fixed on the select part of the
 held-out images, which neither heads nor routers have seen, and the test split only tells what that choice gives.
@@ -7,6 +7,7 @@ held-out images, which neither heads nor routers have seen, and the test split o
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -14,16 +15,18 @@ import torch
 from torch import Tensor
 
 from offramp_model.bundle import Control, OperatingPoint
-from offramp_model.costs import cost_table
+from offramp_model.outcomes import Frontier, FrontierPoint
 from offramp_model.routing import confidence, normalised_entropy
 from offramp_training import policies
-from offramp_training.assembly import load_whole
-from offramp_training.cache import open_features, write_features
+from offramp_training.arms import list_arms
+from offramp_training.assembly import load_backbone, load_whole
+from offramp_training.cache import Features, open_features, write_features
 from offramp_training.calibration import quality
 from offramp_training.config import EvaluateConfig, JobConfig
 from offramp_training.data import load_images
 from offramp_training.heads import fit_and_select
 from offramp_training.policies import Frames, Outcome
+from offramp_training.proof import prove
 from offramp_training.run_directory import RunDirectory, say, write_json
 
 STEP = "evaluate"
@@ -34,33 +37,48 @@ COLLAPSED = 0.95
 def evaluate(job: JobConfig, run: RunDirectory) -> None:
     """Write metrics.json."""
     started = time.time()
-    network, folder = load_whole(job, run), run.folder(STEP)
-    costs, exits = cost_table(network.config), job.network.exits
-    held_out = open_features(run.root / "cache", "held_out", exits)
-    _, select_N = fit_and_select(job, held_out)
-    select = policies.run_exits(network, held_out.plain(select_N), held_out.labels_N[select_N], costs)
-
+    folder = run.folder(STEP)
+    held_out = open_features(run.root / "cache", "held_out", job.network.exits)
     data = load_images(job.data, "test", job.network.input_size)
-    write_features(job, run, network, data, folder, "test", views=1)
-    test_features = open_features(folder, "test", exits)
-    everything_N = torch.arange(len(data))
-    test = policies.run_exits(network, test_features.plain(everything_N), test_features.labels_N, costs)
-
-    metrics = measure(select, test, job.evaluate)
+    write_features(job, run, load_backbone(job, run), data, folder, "test", views=1)
+    test_features = open_features(folder, "test", job.network.exits)
+    select, test = _frames(job, run, held_out, test_features)
+    metrics = measure(select, test, job)
+    metrics["proof"] = prove(job, run, held_out, test_features)
+    metrics["paper"] = _paper(job, run, held_out, test_features)
     write_json(folder / "metrics.json", metrics)
-    run.finish(STEP, job, started, select_images=len(select_N), test_images=len(data))
+    run.finish(STEP, job, started, select_images=len(select.labels_N), test_images=len(data))
     say(STEP, metrics["routing_verdict"])
 
 
-def measure(select: Frames, test: Frames, config: EvaluateConfig) -> dict[str, Any]:
+def _frames(job: JobConfig, run: RunDirectory, held_out: Features, test: Features) -> tuple[Frames, Frames]:
+    """The select part and the test split under the network of a run."""
+    network = load_whole(job, run)
+    _, select_N = fit_and_select(job, held_out)
+    select = policies.run_exits(network, held_out.plain(select_N), held_out.labels_N[select_N])
+    return select, policies.run_exits(network, test.plain(torch.arange(len(test.labels_N))), test.labels_N)
+
+
+def _paper(job: JobConfig, run: RunDirectory, held_out: Features, test: Features) -> dict[str, Any] | None:
+    """The paper's own table, from its heads and routers on this backbone; None where the comparison leaves them out."""
+    arm = next((arm for arm in list_arms(job, run) if arm.kind == "paper"), None)
+    if arm is None:
+        return None
+    select, on_test = _frames(arm.job, arm.run, held_out, test)
+    measured = measure(select, on_test, arm.job)
+    return {name: measured[name] for name in ("table", "exits", "routing_verdict", "collapsed")}
+
+
+def measure(select: Frames, test: Frames, job: JobConfig) -> dict[str, Any]:
     """Choices made on `select`, figures of both parts.
 
     The default control is the router's: the largest λ, at the configured τ, that costs no more accuracy than tolerated; where
     even the smallest λ costs more, the most accurate one. Default thresholds of entropy and confidence follow the same rule.
     """
+    config, lambdas, router = job.evaluate, job.routers.lambdas, policies.ROUTER_NAMES[job.network.router_kind]
     full = policies.full_network(select)
     floor = full.accuracy - config.tolerated_loss
-    sweeps = _sweeps(select, config)
+    sweeps = _sweeps(select, config, lambdas)
     best = {policy: pick(select, sweeps[policy], floor) for policy in ("router", "entropy", "confidence")}
     cost = policies.run_policy(select, best["router"]).mean_cost
     matched = _nearest_cost(select, sweeps["entropy"], cost)
@@ -68,13 +86,13 @@ def measure(select: Frames, test: Frames, config: EvaluateConfig) -> dict[str, A
         best["router"].model_copy(update={"threshold": round(index / (config.sweep_points - 1), 4)})
         for index in range(1, config.sweep_points)
     ]
-    exits = len(test.logits)
+    exits = len(test.costs.exit_macs)
     rows: list[tuple[str, str, Control | None]] = [
         *((f"Exit {exit} only", "exit", Control(policy="fixed", max_exit=exit)) for exit in range(1, exits + 1)),
         ("BranchyNet (entropy)", "entropy", best["entropy"]),
-        ("BranchyNet at the cost of EM", "entropy", matched),
+        (f"BranchyNet at the cost of {router}", "entropy", matched),
         ("Confidence", "confidence", best["confidence"]),
-        ("EM routing (best)", "router", best["router"]),
+        (f"{router} (best)", "router", best["router"]),
     ]
     table = [
         _row("Full network", "full", None, full, policies.full_network(test)),
@@ -83,27 +101,30 @@ def measure(select: Frames, test: Frames, config: EvaluateConfig) -> dict[str, A
         _row("Oracle routing", "oracle", None, policies.oracle(select), policies.oracle(test)),
     ]
     hull = {part: policies.upper_hull(_fixed_points(frames)) for part, frames in (("select", select), ("test", test))}
-    em_test = policies.run_policy(test, best["router"])
+    routed = policies.run_policy(test, best["router"])
+    mixture = policies.on_hull(hull["test"], routed.mean_cost)
     return {
+        "router_kind": job.network.router_kind,
         "note": "select: held-out images that neither heads nor routers saw; every choice is made there. test: reported only.",
         "rule": (
             f"best of a policy: the cheapest point within {config.tolerated_loss:.3g} of the full network's accuracy on select, "
             "or the most accurate where none is"
         ),
-        "lambdas": [round(value, 6) for value in test.grid_L.tolist()],
+        "lambdas": list(lambdas),
         "cost_ratios": test.costs.ratios,
         "nominal_costs": test.costs.nominal,
         "table": table,
         "exits": _exit_quality(select, test),
         "fixed_mixture_hull": hull,
-        "em_over_fixed_mixture": round(em_test.accuracy - policies.on_hull(hull["test"], em_test.mean_cost), 5),
-        "em_collapsed": max(em_test.exit_fractions) >= COLLAPSED,
-        "routing_verdict": verdict(best["router"], em_test, policies.on_hull(hull["test"], em_test.mean_cost)),
+        "over_fixed_mixture": round(routed.accuracy - mixture, 5),
+        "collapsed": max(routed.exit_fractions) >= COLLAPSED,
+        "routing_verdict": verdict(f"{router} (best)", best["router"], routed, mixture),
         "sweeps": {
             name: [_point(c, policies.run_policy(select, c), policies.run_policy(test, c)) for c in controls]
             for name, controls in sweeps.items()
         },
-        "operating_points": [p.model_dump(mode="json") for p in operating_points(select, sweeps)],
+        "operating_points": [p.model_dump(mode="json") for p in operating_points(select, sweeps, lambdas)],
+        "frontier": measure_frontier(select, best["router"]).model_dump(mode="json"),
         "default_control": best["router"].model_dump(mode="json"),
         "default_thresholds": {policy: control.threshold for policy, control in best.items()},
     }
@@ -121,11 +142,30 @@ def pick(select: Frames, candidates: list[Control], floor: float) -> Control:
     return max(outcomes, key=lambda pair: (pair[1].accuracy, -pair[1].mean_cost))[0]
 
 
-def operating_points(select: Frames, sweeps: dict[str, list[Control]]) -> list[OperatingPoint]:
+def measure_frontier(select: Frames, control: Control) -> Frontier:
+    """What the default control gives at every other λ, from 0 to where everybody leaves at exit 1."""
+    full_right_N = select.full_logits_NC.argmax(1) == select.labels_N
+    points = []
+    for lambda_ in (0.0, *(round(value, 6) for value in torch.logspace(-3, 2, 101, dtype=torch.double).tolist())):
+        exit_N = policies.choose_exits(select, control.model_copy(update={"lambda_": lambda_}))
+        right_N = select.right.gather(1, exit_N[:, None] - 1).squeeze(1)
+        outcome = select.outcome(exit_N)
+        points.append(
+            FrontierPoint(
+                lambda_=lambda_,
+                mean_cost=round(outcome.mean_cost, 6),
+                accuracy=round(outcome.accuracy, 6),
+                exit_fractions=tuple(round(fraction, 6) for fraction in outcome.exit_fractions),
+                losses=int((full_right_N & ~right_N).sum()),
+            )
+        )
+    return Frontier(points=tuple(points), frames=len(select.labels_N))
+
+
+def operating_points(select: Frames, sweeps: dict[str, list[Control]], lambdas: Sequence[float]) -> list[OperatingPoint]:
     """A handful of points of each policy that spans its costs, each with what it gave on select."""
-    grid = set(select.grid_L.tolist())
-    router = [c for c in sweeps["router"] if float(torch.tensor(c.lambda_)) in grid]
-    fixed = [Control(policy="fixed", max_exit=exit) for exit in range(1, len(select.logits) + 1)]
+    router = [c for c in sweeps["router"] if c.lambda_ in lambdas]
+    fixed = [Control(policy="fixed", max_exit=exit) for exit in range(1, len(select.costs.exit_macs) + 1)]
     chosen = [*router, *_spread(select, sweeps["entropy"]), *_spread(select, sweeps["confidence"]), *fixed]
     points = []
     for control in chosen:
@@ -135,15 +175,15 @@ def operating_points(select: Frames, sweeps: dict[str, list[Control]]) -> list[O
     return points
 
 
-def verdict(control: Control, outcome: Outcome, mixture: float) -> str:
+def verdict(name: str, control: Control, outcome: Outcome, mixture: float) -> str:
     """One plain sentence on whether the best router routes at all, and whether it beats mixing fixed exits at its cost."""
     share, exit = max((fraction, exit) for exit, fraction in enumerate(outcome.exit_fractions, start=1))
     gain = 100 * (outcome.accuracy - mixture)
     histogram = ", ".join(f"{100 * fraction:.1f}%" for fraction in outcome.exit_fractions)
     opening = (
-        f"EM best (λ = {control.lambda_:g}) has collapsed: it sends {100 * share:.1f}% of the test frames out at exit {exit}"
+        f"{name} at λ = {control.lambda_:g} has collapsed: it sends {100 * share:.1f}% of the test frames out at exit {exit}"
         if share >= COLLAPSED
-        else f"EM best (λ = {control.lambda_:g}) spreads test frames over the exits"
+        else f"{name} at λ = {control.lambda_:g} spreads test frames over the exits"
     )
     return (
         f"{opening} (exits 1…{len(outcome.exit_fractions)}: {histogram}); its accuracy {outcome.accuracy:.4f} at cost "
@@ -151,18 +191,15 @@ def verdict(control: Control, outcome: Outcome, mixture: float) -> str:
     )
 
 
-def _sweeps(select: Frames, config: EvaluateConfig) -> dict[str, list[Control]]:
+def _sweeps(select: Frames, config: EvaluateConfig, lambdas: Sequence[float]) -> dict[str, list[Control]]:
     """Controls of each policy: λ on the grid, between and beyond it; thresholds at quantiles of the scores on select."""
-    grid = [round(value, 6) for value in select.grid_L.tolist()]
-    between = [(low + high) / 2 for low, high in pairwise(grid)]
-    beyond = [grid[-1] * factor for factor in (1.5, 2, 5, 20, 100)]
-    lambdas = sorted({round(value, 6) for value in grid + between + beyond})
-    probabilities = [logits_NC.softmax(1) for logits_NC in select.logits[:-1]]
-    scores = {
-        "entropy": torch.cat([normalised_entropy(p_NC) for p_NC in probabilities]),
-        "confidence": torch.cat([confidence(p_NC) for p_NC in probabilities]),
-    }
-    router = [Control(policy="router", lambda_=value, threshold=config.router_threshold) for value in lambdas]
+    between = [round((low + high) / 2, 6) for low, high in pairwise(lambdas)]
+    beyond = [lambdas[-1] * factor for factor in (1.5, 2, 5, 20, 100)]
+    probabilities_NEC = select.logits_NKC[:, :-1].softmax(-1)
+    scores = {"entropy": normalised_entropy(probabilities_NEC).flatten(), "confidence": confidence(probabilities_NEC).flatten()}
+    dense = [round(value, 6) for value in torch.logspace(-3, 1, 41, dtype=torch.double).tolist()]
+    every = sorted({*lambdas, *between, *beyond, *dense})
+    router = [Control(policy="router", lambda_=value, threshold=config.router_threshold) for value in every]
     return {
         "router": router,
         "entropy": [Control(policy="entropy", threshold=t) for t in _quantiles(scores["entropy"], config.sweep_points)],
@@ -198,10 +235,10 @@ def _exit_quality(select: Frames, test: Frames) -> list[dict[str, Any]]:
     return [
         {
             "exit": exit,
-            "select": quality(select.logits[exit - 1], select.labels_N).rounded(),
-            "test": quality(test.logits[exit - 1], test.labels_N).rounded(),
+            "select": quality(select.logits_NKC[:, exit - 1], select.labels_N).rounded(),
+            "test": quality(test.logits_NKC[:, exit - 1], test.labels_N).rounded(),
         }
-        for exit in range(1, len(test.logits) + 1)
+        for exit in range(1, len(test.costs.exit_macs) + 1)
     ]
 
 

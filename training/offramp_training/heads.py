@@ -1,28 +1,94 @@
-"""Step 3: each exit's classifier, trained on cached features of the frozen backbone and calibrated (paper, section 4.1).
+"""Step 3: each exit's classifier, trained on cached statistics of the frozen backbone and calibrated (paper, section 4.1).
 
-The held-out images fall into two parts here. The fit part picks weight decay and epoch and sets the temperature, and later
-trains the routers; the select part is left alone until operating points are chosen on it.
+The held-out images fall into two parts here. The fit part picks weight decay, dropout and epoch and sets the temperature, and
+later trains the routers; the select part is left alone until operating points are chosen on it.
 """
 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
+from copy import deepcopy
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Generator, Tensor, nn
 
-from offramp_model.network import Head
-from offramp_training.assembly import Standardiser, load_backbone
+from offramp_model.network import Head, select_parts
+from offramp_training.assembly import Standardiser, load_backbone, through_half
 from offramp_training.cache import Features, open_features
 from offramp_training.calibration import fit_temperature, quality
-from offramp_training.config import HeadsConfig, JobConfig
+from offramp_training.config import JobConfig, JobError
 from offramp_training.data import derive_seed, split_held_out
 from offramp_training.run_directory import RunDirectory, progress_bar, read_json, say, write_json
 
 STEP = "heads"
+CHUNK = 1000
+"""Images that are turned to single precision at a time."""
+STANDARDISED_ON = 10_000
+"""At most this many training images tell mean and deviation of a head's inputs."""
+
+
+@dataclass(frozen=True, slots=True)
+class ExitPart:
+    """N images in V views as one exit's head sees them: kept as they were cached, single precision a batch at a time."""
+
+    statistics_NVS: Tensor
+    """Of the pooling parts that the head looks at."""
+    earlier_NVEC: Tensor
+    """Calibrated class logits of the exits before; none outside a cascade."""
+    labels_N: Tensor
+
+    def inputs(self, head: Head, rows_N: Tensor, view_N: Tensor) -> Tensor:
+        """What the head gets of one view each of these images, shape (rows, inputs), in memory of its own."""
+        return head.inputs(self.statistics_NVS[rows_N, view_N].float(), self.earlier_NVEC[rows_N, view_N])
+
+    @torch.no_grad()
+    def logits(self, head: Head) -> Tensor:
+        """Class logits of every view, shape (N, V, classes)."""
+        chunks = zip(torch.split(self.statistics_NVS, CHUNK), torch.split(self.earlier_NVEC, CHUNK), strict=True)
+        return torch.cat([head(head.inputs(statistics.float(), earlier)) for statistics, earlier in chunks])
+
+
+@dataclass(frozen=True, slots=True)
+class Lesson:
+    """What every candidate for one exit learns from and is judged by."""
+
+    train: ExitPart
+    teacher_NVC: Tensor
+    """The plain full network's class logits of every training view."""
+    standardise: Standardiser
+    fit_inputs_NI: Tensor
+    """The fit part's plain views, standardised."""
+    fit_labels_N: Tensor
+
+    def fit_nll(self, head: Head) -> float:
+        """Nats a frame on the fit part at the temperature that is best there, since the head will get one."""
+        with torch.no_grad():
+            logits_NC = head(self.fit_inputs_NI)
+        return float(F.cross_entropy(logits_NC / fit_temperature(logits_NC, self.fit_labels_N), self.fit_labels_N))
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A head for standardised inputs, trained with one weight decay and one dropout, as it was after its best epoch."""
+
+    weight_decay: float
+    dropout: float
+    epoch: int
+    fit_nll: float
+    head: Head
+
+    def report(self) -> dict[str, Any]:
+        """For a result file."""
+        nll = round(self.fit_nll, 5)
+        return {"weight_decay": self.weight_decay, "dropout": self.dropout, "epoch": self.epoch, "fit_nll": nll}
 
 
 def fit_and_select(job: JobConfig, held_out: Features) -> tuple[Tensor, Tensor]:
@@ -39,102 +105,179 @@ def train_heads(job: JobConfig, run: RunDirectory) -> None:
     held_out = open_features(run.root / "cache", "held_out", exits)
     fit_N, select_N = fit_and_select(job, held_out)
     np.savez(folder / "parts.npz", fit=fit_N.numpy(), select=select_N.numpy())
-    fit_labels_N, select_labels_N = held_out.labels_N[fit_N], held_out.labels_N[select_N]
-    fit, select = held_out.plain(fit_N), held_out.plain(select_N)
-
-    reports = []
-    steps = exits * len(job.heads.weight_decays) * job.heads.epochs
-    with progress_bar("heads, epochs", steps) as advance:
-        for index in range(exits):
-            weights, figures = folder / f"exit{index + 1}.safetensors", folder / f"exit{index + 1}.json"
-            if figures.exists():
-                reports.append(read_json(figures))
-                advance(steps // exits)
-                continue
-            features_NVC = train.pooled[index].float()
-            standardise = Standardiser(features_NVC.flatten(0, 1))
-            standardised = standardise(features_NVC), train.labels_N
-            candidates = []
-            for decay in job.heads.weight_decays:
-                seed = derive_seed(job.seed, STEP, index + 1, str(decay))
-                head = Head(features_NVC.shape[2], job.network.head_hidden, job.network.classes)
-                epoch, nll = _train_head(head, standardised, (standardise(fit[index]), fit_labels_N), job.heads, decay, seed)
-                candidates.append((nll, decay, epoch, head))
-                advance(job.heads.epochs)
-            _, decay, epoch, head = min(candidates, key=lambda candidate: candidate[0])
-            standardise.fold_into(head)
-            head.requires_grad_(False)
-            before = quality(head(select[index]), select_labels_N)
-            head.temperature.fill_(fit_temperature(head(fit[index]), fit_labels_N))
-            after = quality(head(select[index]), select_labels_N)
-            report = {
-                "exit": index + 1,
-                "weight_decay": decay,
-                "epoch": epoch,
-                "temperature": round(float(head.temperature), 4),
-                "select_before": before.rounded(),
-                "select_after": after.rounded(),
-            }
-            save_file({name: tensor.contiguous() for name, tensor in head.state_dict().items()}, weights)
-            write_json(figures, report)
-            reports.append(report)
-            say(
-                STEP,
-                f"exit {index + 1}: accuracy {after.accuracy:.4f}, nll {before.nll:.3f} → {after.nll:.3f}, "
-                f"ece {before.ece:.3f} → {after.ece:.3f}, temperature {float(head.temperature):.2f}",
-            )
-    tensors = {
-        f"{index}.{name}": tensor
-        for index in range(exits)
-        for name, tensor in load_file(folder / f"exit{index + 1}.safetensors").items()
-    }
-    save_file(tensors, folder / "heads.safetensors")
-    with torch.no_grad():
-        full = quality(load_backbone(job, run).classifier(select[-1]), select_labels_N)
+    classifier = load_backbone(job, run).classifier
+    reports = train_exits(job, train, held_out, classifier, folder)
+    full = quality(classifier(held_out.plain(select_N)[-1]), held_out.labels_N[select_N])
     run.finish(STEP, job, started, fit_images=len(fit_N), select_images=len(select_N), full_select=full.rounded(), exits=reports)
 
 
-def _train_head(
-    head: Head,
-    train: tuple[Tensor, Tensor],
-    fit: tuple[Tensor, Tensor],
-    config: HeadsConfig,
-    decay: float,
-    seed: int,
-) -> tuple[int, float]:
-    """Train on features (N, V, C) and labels; returns the best epoch, whose weights are left in `head`, and its held-out nats."""
-    (features_NVC, labels_N), (fit_NC, fit_labels_N) = train, fit
-    generator = torch.Generator().manual_seed(seed)
+def train_exits(job: JobConfig, train: Features, held_out: Features, classifier: nn.Module, folder: Path) -> list[dict[str, Any]]:
+    """Train and calibrate the heads from the first to the last into heads.safetensors; a report of each exit.
+
+    An exit whose exit<k>.json is in the folder is not trained again. `classifier` is the plain full network's, frozen, whose
+    softmax is distilled. Raises JobError where the cache holds fewer views than wanted.
+    """
+    views, network = training_views(job, train), job.network
+    fit_N, select_N = fit_and_select(job, held_out)
+    sources = [_some(train, slice(None), views), _some(held_out, fit_N, 1), _some(held_out, select_N, 1)]
+    earlier = [torch.zeros(len(source.labels_N), source.views, 0, network.classes) for source in sources]
+    teacher_NVC = torch.cat([classifier(chunk.float()) for chunk in torch.split(sources[0].statistics[-1], CHUNK)])
+
+    reports: list[dict[str, Any]] = []
+    tensors: dict[str, Tensor] = {}
+    epochs = len(job.heads.weight_decays) * len(job.heads.dropouts) * job.heads.epochs
+    with progress_bar(f"{folder.name}, epochs", network.exits * epochs) as advance:
+        for exit, width in enumerate(network.widths, start=1):
+            weights, figures = folder / f"exit{exit}.safetensors", folder / f"exit{exit}.json"
+            head, finished = Head(network, exit), figures.exists()
+            feeds_others = network.head_cascade and exit < network.exits
+            if feeds_others or not finished:
+                train_part, fit, select = parts = [
+                    ExitPart(select_parts(source.statistics[exit - 1], width, head.parts), earlier_NVEC, source.labels_N)
+                    for source, earlier_NVEC in zip(sources, earlier, strict=True)
+                ]
+            if finished:
+                advance(epochs)
+            else:
+                head, report = _train_exit(job, exit, train_part, fit, select, teacher_NVC, advance)
+                save_file({name: tensor.contiguous() for name, tensor in head.state_dict().items()}, weights)
+                write_json(figures, report)
+                _say(folder, report)
+            head.load_state_dict(load_file(weights))
+            if feeds_others:
+                earlier = [torch.cat([part.earlier_NVEC, part.logits(head)[:, :, None]], 2) for part in parts]
+            reports.append(read_json(figures))
+            tensors |= {f"{exit - 1}.{name}": tensor for name, tensor in head.state_dict().items()}
+    save_file(tensors, folder / "heads.safetensors")
+    return reports
+
+
+def training_views(job: JobConfig, train: Features) -> int:
+    """How many views of each training image are learned from. Raises JobError where the cache holds fewer than wanted."""
+    views = job.heads.views or train.views
+    if views > train.views:
+        raise JobError(f"heads.views is {views} and cached are {train.views} of each training image")
+    return views
+
+
+def head_loss(logits_NC: Tensor, labels_N: Tensor, teacher_NC: Tensor, weight: float, temperature: float) -> Tensor:
+    """(1 − w)·cross-entropy + w·T²·KL(teacher at T ‖ head at T), nats a frame; from logits (Hinton et al. 2015, section 2)."""
+    student_NC, target_NC = (logits_NC / temperature).log_softmax(1), (teacher_NC / temperature).log_softmax(1)
+    divergence = F.kl_div(student_NC, target_NC, reduction="batchmean", log_target=True)
+    return (1 - weight) * F.cross_entropy(logits_NC, labels_N) + weight * temperature**2 * divergence
+
+
+def _some(features: Features, rows: slice | Tensor, views: int) -> Features:
+    """Some images in their first views, as they are cached."""
+    return Features([statistics_NVS[rows, :views] for statistics_NVS in features.statistics], features.labels_N[rows])
+
+
+def _train_exit(
+    job: JobConfig,
+    exit: int,
+    train: ExitPart,
+    fit: ExitPart,
+    select: ExitPart,
+    teacher_NVC: Tensor,
+    advance: Callable[[int], None],
+) -> tuple[Head, dict[str, Any]]:
+    """The best candidate's head, folded, at half precision and calibrated, and its report."""
+    head, generator = Head(job.network, exit), torch.Generator().manual_seed(derive_seed(job.fit_seed, STEP, exit))
+    sample_N = torch.randperm(len(train.labels_N), generator=generator)[:STANDARDISED_ON]
+    standardise = Standardiser(train.inputs(head, sample_N, _random_views(train, len(sample_N), generator)))
+    plain_N = torch.zeros_like(fit.labels_N)
+    fit_inputs_NI = standardise(fit.inputs(head, torch.arange(len(plain_N)), plain_N))
+    lesson = Lesson(train, teacher_NVC, standardise, fit_inputs_NI, fit.labels_N)
+    candidates = [
+        _train_candidate(job, exit, lesson, decay, dropout, advance)
+        for decay, dropout in product(job.heads.weight_decays, job.heads.dropouts)
+    ]
+    best = min(candidates, key=lambda candidate: candidate.fit_nll)
+    head = best.head.requires_grad_(False)
+    standardise.fold_into(head)
+    head.load_state_dict(through_half(head.state_dict()))  # calibrated and reported is what will be served
+    before = quality(select.logits(head)[:, 0], select.labels_N)
+    temperature = torch.tensor(fit_temperature(fit.logits(head)[:, 0], fit.labels_N))
+    head.temperature.copy_(temperature.half())
+    after = quality(select.logits(head)[:, 0], select.labels_N)
+    return head, {
+        "exit": exit,
+        **best.report(),
+        "temperature": round(float(head.temperature), 4),
+        "select_before": before.rounded(),
+        "select_after": after.rounded(),
+        "candidates": [candidate.report() for candidate in candidates],
+    }
+
+
+def _train_candidate(
+    job: JobConfig, exit: int, lesson: Lesson, decay: float, dropout: float, advance: Callable[[int], None]
+) -> Candidate:
+    head, config = Head(job.network, exit), job.heads
+    generator = torch.Generator().manual_seed(derive_seed(job.fit_seed, STEP, exit, str(decay), str(dropout)))
     _initialise(head, generator)
-    count, views, _ = features_NVC.shape
+    train, standardise = lesson.train, lesson.standardise
+    count = len(train.labels_N)
     size = min(config.batch_size, count)
-    optimizer = torch.optim.AdamW(head.parameters(), lr=config.peak_rate, weight_decay=decay)
+    optimizer = torch.optim.AdamW(head.parameters(), lr=config.peak_rate, weight_decay=decay, fused=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, config.peak_rate, total_steps=config.epochs * (count // size) + 1)
-    best = (0, float("inf"))
-    best_state = {name: tensor.clone() for name, tensor in head.state_dict().items()}
+    best_epoch, best_nll, best_state = 0, float("inf"), deepcopy(head.state_dict())
     for epoch in range(1, config.epochs + 1):
         order_N = torch.randperm(count, generator=generator)
-        view_N = torch.randint(views, (count,), generator=generator)  # one view of each image an epoch
+        view_N = _random_views(train, count, generator)  # one view of each image an epoch
         for batch_N in torch.split(order_N, size)[: count // size]:
-            loss = F.cross_entropy(head(features_NVC[batch_N, view_N[batch_N]]), labels_N[batch_N])
+            inputs_NI = train.inputs(head, batch_N, view_N[batch_N]).sub_(standardise.mean_C).div_(standardise.deviation_C)
+            logits_NC = _with_dropout(head, inputs_NI, dropout, generator)
+            labels_N, teacher_NC = train.labels_N[batch_N], lesson.teacher_NVC[batch_N, view_N[batch_N]]
+            loss = head_loss(logits_NC, labels_N, teacher_NC, config.distillation, config.distillation_temperature)
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             schedule.step()
-        with torch.no_grad():
-            logits_NC = head(fit_NC)
-        # judged at its own best temperature, since it will get one: otherwise over-confidence would pick the epoch
-        nll = float(F.cross_entropy(logits_NC / fit_temperature(logits_NC, fit_labels_N), fit_labels_N))
-        if nll < best[1]:
-            best = (epoch, nll)
-            best_state = {name: tensor.clone() for name, tensor in head.state_dict().items()}
+        nll = lesson.fit_nll(head)
+        if nll < best_nll:
+            best_epoch, best_nll, best_state = epoch, nll, deepcopy(head.state_dict())
+        advance(1)
     head.load_state_dict(best_state)
-    return best
+    return Candidate(decay, dropout, best_epoch, best_nll, head)
 
 
-def _initialise(head: Head, generator: torch.Generator) -> None:
+def _with_dropout(head: Head, inputs_NI: Tensor, share: float, generator: Generator) -> Tensor:
+    """Class logits with a share of the inputs and of the hidden units left out, which serving never does."""
+    hidden, activation, output = head
+    logits_NC: Tensor = output(drop(activation(hidden(drop(inputs_NI, share, generator))), share, generator))
+    return logits_NC
+
+
+def drop(values_NI: Tensor, share: float, generator: Generator) -> Tensor:
+    """Zero each value with this probability, in steps of 1/256, and scale the others up (Srivastava et al. 2014)."""
+    if not share:
+        return values_NI
+    # a byte a value, eight bytes a draw: Bernoulli draws would take longer than the layer that follows
+    words = torch.empty(-(-values_NI.numel() // 8), dtype=torch.int64).random_(-(2**63), None, generator=generator)
+    bytes_NI = words.view(torch.uint8)[: values_NI.numel()].view_as(values_NI)
+    kept = max(round((1 - share) * 256), 1)
+    return values_NI * (bytes_NI < kept) * (256 / kept)
+
+
+def _random_views(part: ExitPart, count: int, generator: Generator) -> Tensor:
+    return torch.randint(part.statistics_NVS.shape[1], (count,), generator=generator)
+
+
+def _initialise(head: Head, generator: Generator) -> None:
     """Kaiming-uniform weights, zero biases, from a recorded seed."""
     for layer in head:
-        if isinstance(layer, torch.nn.Linear):
-            torch.nn.init.kaiming_uniform_(layer.weight, nonlinearity="relu", generator=generator)
-            torch.nn.init.zeros_(layer.bias)
+        if isinstance(layer, nn.Linear):
+            nn.init.kaiming_uniform_(layer.weight, nonlinearity="relu", generator=generator)
+            nn.init.zeros_(layer.bias)
+
+
+def _say(folder: Path, report: dict[str, Any]) -> None:
+    before, after = report["select_before"], report["select_after"]
+    sureness = "–" if after["auroc"] is None else f"{after['auroc']:.3f}"
+    say(
+        folder.name,
+        f"exit {report['exit']}: accuracy {after['accuracy']:.4f}, nll {before['nll']:.3f} → {after['nll']:.3f}, "
+        f"ece {before['ece']:.3f} → {after['ece']:.3f}, auroc {sureness}, temperature {report['temperature']:.2f}, "
+        f"weight decay {report['weight_decay']:g}, dropout {report['dropout']:g}, epoch {report['epoch']}",
+    )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from offramp_training.config import JobConfig
-from offramp_training.report import table
+from offramp_training.report import paper_markdown, proof_markdown, table
 from offramp_training.run_directory import RunDirectory
 
 _STEPS = ("backbone", "cache", "heads", "routers", "evaluate")
@@ -18,6 +18,7 @@ def model_card(job: JobConfig, run: RunDirectory, metrics: dict[str, Any]) -> st
         f"# {job.publish.name}, version {job.publish.version}",
         _what(job, results),
         job.data.note,
+        job.publish.note,
         _figures(job, results, metrics),
         _how(job, results),
         _limits(job),
@@ -29,10 +30,11 @@ def _what(job: JobConfig, results: dict[str, Any]) -> str:
     network = job.network
     classes = ", ".join(results["backbone"]["classes"])
     widths, blocks = ", ".join(map(str, network.widths)), ", ".join(map(str, network.blocks))
+    routers = "one router for every λ" if network.router_kind == "forecast" else "a router for every λ of a grid"
     return f"""\
 A residual network (widths {widths}; blocks {blocks}) for {network.input_size}×{network.input_size} RGB images
 of {network.classes} classes: {classes}.
-It has an exit after every residual group, and at each of them but the last a router for every λ of a grid, which decides
+It has an exit after every residual group, and at each of them but the last {routers}, which decides
 frame by frame whether to leave there. The caller sets how dear compute is (λ) and how sure a router must be (τ)."""
 
 
@@ -41,7 +43,7 @@ def _figures(job: JobConfig, results: dict[str, Any], metrics: dict[str, Any]) -
     return f"""\
 ## What it does
 
-{table(job, metrics)}
+{table(job, metrics["table"])}
 
 Accuracy and cost are of the test split ({results["evaluate"]["test_images"]:,} images), on which nothing was chosen.
 Cost is the mean share of the plain network's multiply-accumulates, heads and routers on the way counted; nominal cost is
@@ -54,7 +56,9 @@ The manifest's accuracies and operating points are of the select part: {heads["s
 neither heads nor routers saw. Weights are stored in half precision, and every figure here is of the network with exactly
 those weights.
 
-![accuracy over cost](plots/pareto.png)
+{proof_markdown(metrics).replace("## ", "### ")}
+
+{paper_markdown(job, metrics).replace("## ", "### ")}![accuracy over cost](plots/pareto.png)
 
 ![exit distribution over λ](plots/exits_over_lambda.png)
 
@@ -64,13 +68,11 @@ those weights.
 def _how(job: JobConfig, results: dict[str, Any]) -> str:
     config, backbone, heads = job.backbone, results["backbone"], results["heads"]
     phases = ", ".join(f"{phase.epochs} at {phase.size} pixels" for phase in config.phases)
-    hidden = ""
-    if job.routers.hidden_layers == "training":
-        hidden = "\n  Their hidden layers were learned before that in the same way on training images, and then frozen."
-    grid = ", ".join(f"{value:g}" for value in job.routers.lambdas)
+    cut_out = f", cut-out of {config.cut_out} pixels" if config.cut_out else ""
+    earlier = ", going on from weights trained before" if config.start_from else ""
     calibration = "\n".join(
-        f"| {e['exit']} | {e['temperature']:.2f} | {e['select_before']['ece']:.3f} | {e['select_after']['ece']:.3f} "
-        f"| {e['select_after']['accuracy']:.4f} |"
+        f"| {e['exit']} | {e['weight_decay']:g} | {e['dropout']:g} | {e['epoch']} | {e['temperature']:.2f} "
+        f"| {e['select_before']['ece']:.3f} | {e['select_after']['ece']:.3f} | {e['select_after']['accuracy']:.4f} |"
         for e in heads["exits"]
     )
     durations = "\n".join(
@@ -83,21 +85,46 @@ Seed {job.seed}. {job.data.held_out_fraction:.0%} of the training images were he
 
 - Backbone: SGD with Nesterov momentum {config.momentum:g}, one-cycle rate up to {config.peak_rate:g}, batches of
   {config.batch_size}, weight decay {config.weight_decay:g}, label smoothing {config.label_smoothing:g}, random crop
-  and flip; epochs: {phases}. Frozen from then on.
+  and flip{cut_out}; epochs: {phases}{earlier}. Frozen from then on.
   Held-out accuracy of the full network: {backbone["held_out_accuracy"]:.4f}; rounded to half precision, on the select part:
   {heads["full_select"]["accuracy"]:.4f}.
-- Heads: cross-entropy on cached pooled features of the training images. Weight decay and epoch were picked on
-  {heads["fit_images"]:,} held-out images, the fit part, on which each exit's temperature was set too.
-- Routers: expectation–maximisation on the fit part, {results["routers"]["iterations"]} iterations, {job.routers.prior} prior,
-  {job.routers.m_step} M-step, λ = {grid}.{hidden}
+- {_heads(job, heads)}
+- {_routers(job, results["routers"])}
 
-| exit | temperature | ece on select, before | after | accuracy on select |
-| --- | --- | --- | --- | --- |
+| exit | weight decay | dropout | epoch | temperature | ece on select, before | after | accuracy on select |
+| --- | --- | --- | --- | --- | --- | --- | --- |
 {calibration}
 
 | step | duration | machine |
 | --- | --- | --- |
 {durations}"""
+
+
+def _heads(job: JobConfig, heads: dict[str, Any]) -> str:
+    network = job.network
+    seen = "average" if network.head_kind == "gap_mlp" else ", ".join(network.head_pooling)
+    cascade = ", and the earlier exits' log-probabilities" if network.head_cascade else ""
+    loss = "cross-entropy"
+    if job.heads.distillation:
+        loss += f" and, at weight {job.heads.distillation:g}, distillation from the plain full network"
+    return f"""\
+Heads: two layers, {network.head_hidden} hidden units, on statistics of the exit's feature map over the training images ({seen};
+  of the last exit the average alone){cascade}; {loss}. Weight decay, dropout and epoch were picked on
+  {heads["fit_images"]:,} held-out images, the fit part, on which each exit's temperature was set too."""
+
+
+def _routers(job: JobConfig, routers: dict[str, Any]) -> str:
+    if job.network.router_kind == "forecast":
+        return f"""\
+Routers: forecasts of which exits will be right, fitted on the fit part in {job.cache.held_out_views} views; at most
+  {max(routers["parameters"]):,} parameters an exit; temperature τ_s = {routers["temperature"]:g}, by cross-validation."""
+    hidden = ""
+    if job.routers.hidden_layers == "training":
+        hidden = "\n  Their hidden layers were learned before that in the same way on training images, and then frozen."
+    grid = ", ".join(f"{value:g}" for value in job.routers.lambdas)
+    return f"""\
+Routers: expectation–maximisation on the fit part, {routers["iterations"]} iterations, {job.routers.prior} prior,
+  {job.routers.m_step} M-step, λ = {grid}.{hidden}"""
 
 
 def _limits(job: JobConfig) -> str:

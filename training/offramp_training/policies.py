@@ -11,9 +11,12 @@ import torch
 from torch import Tensor
 
 from offramp_model.bundle import Control
-from offramp_model.costs import CostTable
+from offramp_model.costs import CostTable, cost_table
 from offramp_model.network import MultiExitResNet
-from offramp_model.routing import Controls, Policy, decide
+from offramp_model.routing import Controls, HaltingRule, Policy, decide, halting_rule
+
+ROUTER_NAMES = {"bank": "EM routing", "forecast": "Forecast routing"}
+"""What tables and figures call each kind of router."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,25 +40,25 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class Frames:
-    """Everything that decisions about N frames need: logits of every exit, of its routers, and of the plain network."""
+    """Everything that decisions about N frames need: logits of every exit, what its router says, and the plain network's."""
 
-    logits: list[Tensor]
-    """For each exit (N, classes), calibrated."""
-    router_logits: list[Tensor]
-    """For each exit but the last (N, L)."""
+    logits_NKC: Tensor
+    """Calibrated class logits of every exit."""
+    router_outputs: list[Tensor]
+    """For each exit but the last, one row a frame."""
     full_logits_NC: Tensor
     labels_N: Tensor
-    grid_L: Tensor
+    rule: HaltingRule
     costs: CostTable
 
     @property
     def right(self) -> Tensor:
         """Whether each exit's guess is right, shape (N, K)."""
-        return torch.stack([logits_NC.argmax(1) == self.labels_N for logits_NC in self.logits], 1)
+        return self.logits_NKC.argmax(-1) == self.labels_N[:, None]
 
     def outcome(self, exit_N: Tensor) -> Outcome:
         """What leaving at these exits (1…K) gives."""
-        exits = len(self.logits)
+        exits = len(self.costs.exit_macs)
         fractions = torch.bincount(exit_N - 1, minlength=exits).double() / len(exit_N)
         right_N = self.right.gather(1, (exit_N - 1)[:, None])
         ratios, nominal = (torch.tensor(c, dtype=torch.double) for c in (self.costs.ratios, self.costs.nominal))
@@ -65,21 +68,23 @@ class Frames:
 
 
 @torch.no_grad()
-def run_exits(network: MultiExitResNet, pooled: Sequence[Tensor], labels_N: Tensor, costs: CostTable) -> Frames:
-    """Heads and routers of the whole network on pooled features."""
+def run_exits(network: MultiExitResNet, statistics: Sequence[Tensor], labels_N: Tensor) -> Frames:
+    """Heads and routers of the whole network on cached statistics."""
+    costs = cost_table(network.config)
+    logits_NKC, router_outputs = network.exits(statistics)
     return Frames(
-        logits=[head(features_NC) for head, features_NC in zip(network.heads, pooled, strict=True)],
-        router_logits=[bank(features_NC) for bank, features_NC in zip(network.routers, pooled[:-1], strict=True)],
-        full_logits_NC=network.classifier(pooled[-1]),
+        logits_NKC=logits_NKC,
+        router_outputs=router_outputs,
+        full_logits_NC=network.classifier(statistics[-1]),
         labels_N=labels_N,
-        grid_L=torch.tensor(network.config.router_lambdas),
+        rule=halting_rule(network.config, costs.ratios),
         costs=costs,
     )
 
 
 def choose_exits(frames: Frames, control: Control) -> Tensor:
     """Exit of each frame, 1…K, under one control, shape (N,)."""
-    count, exits = len(frames.labels_N), len(frames.logits)
+    count, exits = len(frames.labels_N), len(frames.costs.exit_macs)
     controls = Controls(
         policy_N=torch.full((count,), Policy[control.policy.upper()]),
         lambda_N=torch.full((count,), control.lambda_),
@@ -87,10 +92,9 @@ def choose_exits(frames: Frames, control: Control) -> Tensor:
         min_exit_N=torch.ones(count, dtype=torch.long),
         max_exit_N=torch.full((count,), control.max_exit or exits),
     )
-    cost_K = torch.tensor(frames.costs.ratios)
     exit_N = torch.full((count,), exits)
     for exit in range(exits - 1, 0, -1):  # an earlier exit that lets a frame go overrules the later ones
-        decision = decide(exit, frames.logits[exit - 1], frames.router_logits[exit - 1], controls, frames.grid_L, cost_K)
+        decision = decide(exit, frames.logits_NKC[:, exit - 1], frames.router_outputs[exit - 1], controls, frames.rule)
         exit_N[decision.leaves_N] = exit
     return exit_N
 
@@ -107,7 +111,7 @@ def oracle(frames: Frames) -> Outcome:
 
 def random_exits(frames: Frames) -> Outcome:
     """Each exit with probability 1/K: the expectation, not a draw."""
-    exits = len(frames.logits)
+    exits = len(frames.costs.exit_macs)
     ratios, nominal = frames.costs.ratios, frames.costs.nominal
     accuracy = float(frames.right.double().mean())
     return Outcome(accuracy, sum(ratios) / exits, sum(nominal) / exits, (1 / exits,) * exits)
@@ -115,7 +119,7 @@ def random_exits(frames: Frames) -> Outcome:
 
 def full_network(frames: Frames) -> Outcome:
     """The plain network with its own classifier, at cost 1 by definition."""
-    exits = len(frames.logits)
+    exits = len(frames.costs.exit_macs)
     accuracy = float((frames.full_logits_NC.argmax(1) == frames.labels_N).double().mean())
     return Outcome(accuracy, 1.0, 1.0, (0.0,) * (exits - 1) + (1.0,))
 
@@ -144,3 +148,10 @@ def on_hull(hull: Sequence[tuple[float, float]], cost: float) -> float:
         if low <= cost <= high:
             return low_accuracy + (high_accuracy - low_accuracy) * ((cost - low) / (high - low))
     return hull[0][1] if cost < hull[0][0] else hull[-1][1]
+
+
+def area_under(points: Sequence[tuple[float, float]], low: float, high: float) -> float:
+    """Mean accuracy over costs in [low, high] of the best mixtures of (cost, accuracy) points, the cheapest of them at `low`."""
+    hull = [(low, min(points)[1]), *upper_hull(points)]
+    hull.append((high, hull[-1][1]))
+    return sum((b[0] - a[0]) * (a[1] + b[1]) / 2 for a, b in pairwise(hull)) / (high - low)

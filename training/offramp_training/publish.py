@@ -1,4 +1,4 @@
-"""Step 7: the bundle that a server loads, checked on images after it was written."""
+"""Step 8: the bundle that a server loads, checked on images after it was written."""
 
 from __future__ import annotations
 
@@ -24,6 +24,8 @@ from offramp_model.bundle import (
     publish_bundle,
 )
 from offramp_model.costs import cost_table
+from offramp_model.network import NetworkConfig
+from offramp_model.outcomes import Frontier
 from offramp_training.assembly import load_whole
 from offramp_training.cache import open_features
 from offramp_training.config import JobConfig, JobError
@@ -55,7 +57,7 @@ def publish(job: JobConfig, run: RunDirectory) -> None:
         card.write_text(model_card(job, run, metrics))
         files = {"metrics.json": run.root / "evaluate" / "metrics.json", "README.md": card}
         files |= {f"plots/{name}": run.root / "report" / name for name in FIGURES}
-        bundle = publish_bundle(job.publish.store, _manifest(job, run, metrics), tensors, files)
+        bundle = publish_bundle(job.publish.store, _manifest(job, run, network.config, metrics), tensors, files)
     accuracies = verify(job, run, bundle)
     megabytes = round((bundle.path / WEIGHTS).stat().st_size / 1e6, 2)
     run.finish(
@@ -67,9 +69,8 @@ def publish(job: JobConfig, run: RunDirectory) -> None:
     )
 
 
-def _manifest(job: JobConfig, run: RunDirectory, metrics: dict[str, Any]) -> Manifest:
+def _manifest(job: JobConfig, run: RunDirectory, config: NetworkConfig, metrics: dict[str, Any]) -> Manifest:
     backbone = run.result("backbone")
-    config = job.network.model_copy(update={"router_lambdas": job.routers.lambdas})
     return Manifest(
         name=job.publish.name,
         version=job.publish.version,
@@ -82,6 +83,7 @@ def _manifest(job: JobConfig, run: RunDirectory, metrics: dict[str, Any]) -> Man
         full_accuracy=metrics["table"][0]["select"]["accuracy"],
         exit_accuracies=tuple(exit["select"]["accuracy"] for exit in metrics["exits"]),
         operating_points=tuple(OperatingPoint.model_validate(point) for point in metrics["operating_points"]),
+        frontier=Frontier.model_validate(metrics["frontier"]),
         provenance=Provenance(
             created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             seed=job.seed,
@@ -119,6 +121,6 @@ def exit_accuracies(bundle: Bundle, data: LabelledImages, rows_N: Tensor) -> lis
         for batch_N in torch.split(rows_N, 250):
             images = normalise(data.images_NCHW[batch_N], preprocessing.mean, preprocessing.std)
             for index, stage in enumerate(network.stages(images)):
-                right_K[index] += (stage.logits_NK.argmax(1) == data.labels_N[batch_N]).sum()
+                right_K[index] += (stage.logits.argmax(1) == data.labels_N[batch_N]).sum()
             advance(len(batch_N))
     return [round(right / len(rows_N), 5) for right in right_K.tolist()]

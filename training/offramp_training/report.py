@@ -1,9 +1,9 @@
-"""Step 6: the paper's figures and its Table 1, ours beside theirs."""
+"""Step 7: the paper's figures and its Table 1, ours beside theirs."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
 from offramp_training.config import JobConfig
+from offramp_training.policies import ROUTER_NAMES
 from offramp_training.run_directory import RunDirectory, read_json, say
 
 STEP = "report"
@@ -28,8 +29,9 @@ COLOURS = {
     "oracle": "#CC79A7",
     "full": "#000000",
 }
+UNITS = {"bank": "nats", "forecast": "accuracy"}
 DEPTHS = ("#CFE3F1", "#8FBCDC", "#4189BF", "#08447C", "#05294B")
-NAMES = {"router": "EM routing", "entropy": "BranchyNet (entropy)", "confidence": "Confidence"}
+HEURISTICS = {"entropy": "BranchyNet (entropy)", "confidence": "Confidence"}
 STYLE: Any = {
     "svg.hashsalt": "offramp",  # the same picture gives the same bytes
     "font.size": 10,
@@ -87,9 +89,14 @@ def draw_pareto(axes: Axes, metrics: dict[str, Any]) -> None:
     """Accuracy over cost on the test split: every policy's sweep, fixed exits and their mixtures, the oracle."""
     hull = metrics["fixed_mixture_hull"]["test"]
     axes.plot(*zip(*hull, strict=True), "--", color=COLOURS["exit"], lw=1.2, label="mixtures of fixed exits", zorder=2)
+    router = ROUTER_NAMES[metrics["router_kind"]]
+    names = HEURISTICS | {"router": router}
     for policy, marker in (("entropy", "s"), ("confidence", "^"), ("router", "o")):
         points = sorted((p["test"]["mean_cost"], p["test"]["accuracy"]) for p in metrics["sweeps"][policy])
-        axes.plot(*zip(*points, strict=True), marker=marker, ms=3.5, lw=1.4, color=COLOURS[policy], label=NAMES[policy], zorder=3)
+        axes.plot(*zip(*points, strict=True), marker=marker, ms=3.5, lw=1.4, color=COLOURS[policy], label=names[policy], zorder=3)
+    if theirs := metrics.get("paper"):
+        exits = [(row["test"]["mean_cost"], row["test"]["accuracy"]) for row in theirs["table"] if row["kind"] == "exit"]
+        axes.plot(*zip(*exits, strict=True), "x", ms=7, color=COLOURS["exit"], label="exits with the paper's heads", zorder=4)
     for row in metrics["table"]:
         point = row["test"]["mean_cost"], row["test"]["accuracy"]
         if row["kind"] == "exit":
@@ -97,7 +104,7 @@ def draw_pareto(axes: Axes, metrics: dict[str, Any]) -> None:
             offset = (6, -12) if point[0] < 0.9 else (-12, -14)
             axes.annotate(row["name"].removesuffix(" only"), point, xytext=offset, textcoords="offset points", fontsize=9)
         if row["kind"] == "router":
-            axes.plot(*point, "o", ms=11, mfc="none", mec=COLOURS["router"], mew=1.6, label="EM routing, chosen λ", zorder=5)
+            axes.plot(*point, "o", ms=11, mfc="none", mec=COLOURS["router"], mew=1.6, label=f"{router}, chosen λ", zorder=5)
         if row["kind"] == "oracle":
             axes.plot(*point, "*", ms=13, color=COLOURS["oracle"], label="oracle", zorder=4)
         if row["kind"] == "full":
@@ -120,7 +127,11 @@ def draw_exits_over_lambda(axes: Axes, metrics: dict[str, Any]) -> None:
     accuracies = [point["accuracy"] for point in chosen]
     axes.plot(range(len(grid)), accuracies, "o-", ms=4, lw=1.4, color=COLOURS["entropy"], label="accuracy")
     axes.set_xticks(range(len(grid)), [f"{value:g}" for value in grid])
-    axes.set(xlabel="λ (nats per full network's compute)", ylabel="share of test frames, and accuracy", ylim=(0, 1))
+    axes.set(
+        xlabel=f"λ ({UNITS[metrics['router_kind']]} per full network's compute)",
+        ylabel="share of test frames, and accuracy",
+        ylim=(0, 1),
+    )
     axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     axes.grid(axis="x", visible=False)
     axes.figure.legend(loc="outside upper center", ncols=len(metrics["cost_ratios"]) + 1, fontsize=9)
@@ -145,14 +156,14 @@ def draw_baselines(figure: Figure, metrics: dict[str, Any]) -> None:
         axes.grid(axis="y", visible=False)
 
 
-def table(job: JobConfig, metrics: dict[str, Any]) -> str:
+def table(job: JobConfig, rows: list[dict[str, Any]]) -> str:
     """Table 1 in Markdown; the paper's figures beside ours where the set-up is comparable."""
     comparable = job.network.exits == 4 and job.network.classes == 10
     head = "| method | control | accuracy | cost | nominal cost | accuracy on select |" + (
         " paper: accuracy | paper: cost |" if comparable else ""
     )
     lines = [head, "| --- " * (head.count("|") - 1) + "|"]
-    for row in metrics["table"]:
+    for row in rows:
         test, control = row["test"], row["control"]
         setting = ""
         if control and control["policy"] == "router":
@@ -170,13 +181,56 @@ def table(job: JobConfig, metrics: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def cost_table(proof: dict[str, Any]) -> str:
+    """Every method at every cost: test accuracy, with the realised test cost in brackets; then ours less the others'."""
+    costs = [f"{cost:g}" for cost in proof["costs"]]
+    header = f"| method | {' | '.join(costs)} |\n| --- {'| --- ' * len(costs)}|"
+    lines = [header]
+    for name, row in proof["methods"].items():
+        cells = [f"{cell['test_accuracy']:.4f} ({cell['test_cost']:.3f})" if cell else "–" for cell in row]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    lines += [
+        "",
+        f"{proof['own']} less each other method, in points, with the 95 % interval of the paired bootstrap:",
+        "",
+        header,
+    ]
+    for name, row in proof["own_minus"].items():
+        cells = [
+            f"{100 * cell['mean']:+.2f} ({100 * cell['low']:+.2f} … {100 * cell['high']:+.2f})" if cell else "–" for cell in row
+        ]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def proof_markdown(metrics: dict[str, Any]) -> str:
+    """The comparison at given costs, where the full network's accuracy is kept, and the paper's own system."""
+    proof = metrics["proof"]
+    seeds = f"{proof['replicas']} seeds of heads and routers" if proof["replicas"] > 1 else "one seed of heads and routers"
+    kept = proof["kept"]
+    if kept:
+        least = ", ".join(f"{cost:.3f}" for cost in kept["test_costs"])
+        gap = kept["minus_full"]
+        sentence = (
+            f"At the largest λ that keeps the full network's accuracy on select, {proof['own']} costs {least} on test (one "
+            f"figure a seed), and its accuracy differs from the full network's {kept['full_test_accuracy']:.4f} by "
+            f"{100 * gap['mean']:+.2f} points ({100 * gap['low']:+.2f} … {100 * gap['high']:+.2f})."
+        )
+    else:
+        sentence = f"{proof['own']} does not keep the full network's accuracy on select at any λ."
+    return f"""\
+## At the same mean cost
+
+Test accuracy (realised mean cost on test), mean over {seeds}. Everything was fitted and chosen on held-out images, each
+setting for the mean cost at the head of its column; "–": not to be had at that cost.
+
+{cost_table(proof)}
+
+{sentence}"""
+
+
 def markdown(job: JobConfig, metrics: dict[str, Any]) -> str:
     """The whole report."""
-    exits = "\n".join(
-        f"| {e['exit']} | {cost:.4f} | {e['select']['accuracy']:.4f} | {e['test']['accuracy']:.4f} | {e['test']['nll']:.3f} "
-        f"| {e['test']['ece']:.3f} |"
-        for e, cost in zip(metrics["exits"], metrics["cost_ratios"], strict=True)
-    )
     return f"""# Results of the run
 
 {job.data.note}
@@ -186,17 +240,47 @@ multiply-accumulates, heads and routers on the way counted; nominal cost is the 
 chosen on the select part of the held-out images ({metrics["rule"]}). The oracle leaves at the cheapest exit that is right, and
 at exit 1 where none is. Random routing is the expectation.
 
-{table(job, metrics)}
+{table(job, metrics["table"])}
 
 {metrics["routing_verdict"]}
 
-| exit | cost | accuracy on select | accuracy on test | nll on test | ece on test |
-| --- | --- | --- | --- | --- | --- |
-{exits}
+{exit_table(metrics["exits"], metrics["cost_ratios"])}
 
-![accuracy over cost](pareto.png)
+{proof_markdown(metrics)}
+
+{paper_markdown(job, metrics)}![accuracy over cost](pareto.png)
 
 ![exit distribution over λ](exits_over_lambda.png)
 
 ![all baselines](baselines.png)
+"""
+
+
+def exit_table(exits: list[dict[str, Any]], costs: Sequence[float]) -> str:
+    """Each exit alone: cost, accuracy, and how far its confidence can be trusted."""
+    lines = ["| exit | cost | accuracy on select | on test | nll on test | ece on test | auroc on test |", "| --- " * 7 + "|"]
+    for exit, cost in zip(exits, costs, strict=True):
+        test = exit["test"]
+        auroc = "–" if test["auroc"] is None else f"{test['auroc']:.3f}"
+        lines.append(
+            f"| {exit['exit']} | {cost:.4f} | {exit['select']['accuracy']:.4f} | {test['accuracy']:.4f} | {test['nll']:.3f} "
+            f"| {test['ece']:.3f} | {auroc} |"
+        )
+    return "\n".join(lines)
+
+
+def paper_markdown(job: JobConfig, metrics: dict[str, Any]) -> str:
+    """The paper's heads and routers on the same backbone; empty where they were not trained beside ours."""
+    theirs = metrics.get("paper")
+    if not theirs:
+        return ""
+    return f"""\
+## The paper's own system on this backbone
+
+Heads on the global average alone, and a bank of routers fitted by EM.
+
+{table(job, theirs["table"])}
+
+{theirs["routing_verdict"]}
+
 """

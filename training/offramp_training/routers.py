@@ -1,119 +1,14 @@
-"""Step 4: the routers of every λ of the grid, by EM on held-out likelihoods (paper, sections 4.3 and 4.4).
-
-Held-out, because on its own training images the backbone is right almost always: there the cheapest saturated exit would
-look good enough for everybody. But held-out images are few, and the hidden layers have many weights. So these may be learned
-by EM on training images, which tell hard from easy well enough; EM on the held-out images then starts from the uniform prior
-with the hidden layers frozen, and sets the output layers alone.
-"""
+"""Step 4: the routers, of the kind that the configuration names."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Sequence
-from typing import Any
-
-import torch
-import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
-
-from offramp_model.costs import cost_table
-from offramp_model.network import MultiExitResNet, RouterBank
-from offramp_training.assembly import Standardiser, load_with_heads
-from offramp_training.cache import open_features
-from offramp_training.config import JobConfig, RoutersConfig
-from offramp_training.data import derive_seed
-from offramp_training.em import Table, iterate, make_uniform, objective, uniform_banks
-from offramp_training.heads import fit_and_select
-from offramp_training.run_directory import RunDirectory, progress_bar, read_json, say, write_json
-
-STEP = "routers"
+from offramp_training.bank import train_bank
+from offramp_training.config import JobConfig
+from offramp_training.forecast import train_forecasts
+from offramp_training.run_directory import RunDirectory
 
 
 def train_routers(job: JobConfig, run: RunDirectory) -> None:
-    """Write routers.safetensors and the objective of every iteration; goes on after the last iteration of a cut-off run."""
-    started = time.time()
-    network, folder = load_with_heads(job, run), run.folder(STEP)
-    held_out = open_features(run.root / "cache", "held_out", job.network.exits)
-    fit_N, select_N = fit_and_select(job, held_out)
-    fit_labels_N = held_out.labels_N[fit_N].repeat_interleave(held_out.views)
-    pooled = held_out.all_views(fit_N)
-    train = open_features(run.root / "cache", "train", job.network.exits)
-    generator = torch.Generator().manual_seed(derive_seed(job.seed, STEP))
-    rows_N = torch.randperm(len(train.labels_N), generator=generator)[: job.routers.training_images]
-    standardisers = [Standardiser(features_NC) for features_NC in train.plain(rows_N)[:-1]]
-    fit = _table(network, pooled, fit_labels_N, standardisers)
-    select = _table(network, held_out.plain(select_N), held_out.labels_N[select_N], standardisers)
-
-    lambda_L = torch.tensor(job.routers.lambdas)
-    cost_K = torch.tensor(router_costs(job))
-    banks = uniform_banks(job.network.widths, job.network.router_hidden, len(lambda_L), generator)
-    state = nn.ModuleList(banks)
-    log_path, state_path = folder / "em.json", folder / "em.safetensors"
-    log: list[dict[str, Any]] = [_entry(0, objective(banks, fit, lambda_L, cost_K), objective(banks, select, lambda_L, cost_K))]
-    if log_path.exists():
-        log = read_json(log_path)["iterations"]
-        state.load_state_dict(load_file(state_path))
-        say(STEP, f"resuming after iteration {len(log) - 1}")
-    if job.routers.hidden_layers == "training":
-        if len(log) == 1:
-            table = _table(network, train.plain(rows_N), train.labels_N[rows_N], standardisers)
-            _learn_hidden_layers(banks, table, lambda_L, cost_K, job.routers)
-        for bank in banks:
-            bank.hidden.requires_grad_(False)
-    with progress_bar("EM iterations", job.routers.iterations) as advance:
-        advance(len(log) - 1)
-        for iteration in iterate(banks, fit, lambda_L, cost_K, job.routers, first=len(log)):
-            on_select_L = objective(banks, select, lambda_L, cost_K)
-            log.append(_entry(iteration.number, iteration.objective_L, on_select_L))
-            save_file(state.state_dict(), state_path)
-            write_json(log_path, {"lambdas": job.routers.lambdas, "iterations": log})
-            say(
-                STEP,
-                f"iteration {iteration.number}: J {float(iteration.objective_L.mean()):.4f} (select "
-                f"{float(on_select_L.mean()):.4f}) nats over the grid, {int(iteration.kept_L.sum())} λ kept",
-            )
-            advance(1)
-    for bank, standardise in zip(banks, standardisers, strict=True):
-        standardise.fold_into(bank)
-    save_file(state.state_dict(), folder / "routers.safetensors")
-    run.finish(STEP, job, started, iterations=len(log) - 1, lambdas=job.routers.lambdas, objective=log)
-
-
-def _learn_hidden_layers(
-    banks: Sequence[RouterBank], table: Table, lambda_L: Tensor, cost_K: Tensor, config: RoutersConfig
-) -> None:
-    """EM on training images; the output layers then go back to the uniform prior."""
-    config = config.model_copy(update={"iterations": config.training_iterations})
-    with progress_bar("hidden layers, iterations", config.iterations) as advance:
-        for iteration in iterate(banks, table, lambda_L, cost_K, config):
-            say(
-                STEP,
-                f"hidden layers, iteration {iteration.number}: J {float(iteration.objective_L.mean()):.4f} on training images",
-            )
-            advance(1)
-    make_uniform(banks)
-
-
-def router_costs(job: JobConfig) -> tuple[float, ...]:
-    """c_k of the network as it is served, with the whole bank of routers on the way."""
-    return cost_table(job.network.model_copy(update={"router_lambdas": job.routers.lambdas})).ratios
-
-
-@torch.no_grad()
-def _table(network: MultiExitResNet, pooled: list[Tensor], labels_N: Tensor, standardisers: list[Standardiser]) -> Table:
-    """log p(y|x,z=k) under the calibrated heads, and the routers' standardised inputs."""
-    log_likelihoods = [
-        -F.cross_entropy(head(features_NC), labels_N, reduction="none")
-        for head, features_NC in zip(network.heads, pooled, strict=True)
-    ]
-    inputs = [standardise(features_NC) for standardise, features_NC in zip(standardisers, pooled[:-1], strict=True)]
-    return Table(inputs, torch.stack(log_likelihoods, -1))
-
-
-def _entry(number: int, fit_L: Tensor, select_L: Tensor) -> dict[str, Any]:
-    return {
-        "iteration": number,
-        "objective": [round(value, 6) for value in fit_L.tolist()],
-        "select_objective": [round(value, 6) for value in select_L.tolist()],
-    }
+    """Write routers.safetensors."""
+    train = train_forecasts if job.network.router_kind == "forecast" else train_bank
+    train(job, run)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from offramp_training.arms import train_arms
 from offramp_training.backbone import train_backbone
 from offramp_training.cache import cache_features
 from offramp_training.config import ConfigError, JobConfig, validate
@@ -29,8 +30,9 @@ class Step:
 STEPS = (
     Step("backbone", train_backbone, ("seed", "data", "network", "backbone")),
     Step("cache", cache_features, ("cache",)),
-    Step("heads", train_heads, ("heads",)),
-    Step("routers", train_routers, ("routers",)),
+    Step("heads", train_heads, ("replica", "heads")),
+    Step("routers", train_routers, ("routers", "forecast")),
+    Step("arms", train_arms, ("proof",)),
     Step("evaluate", evaluate, ("evaluate",)),
     Step("report", report),
     Step("publish", publish, ("publish",)),
@@ -38,10 +40,15 @@ STEPS = (
 NAMES = tuple(step.name for step in STEPS)
 
 FIRST_READ_BY = {
+    "network.head_kind": "heads",
+    "network.head_pooling": "heads",
+    "network.head_cascade": "heads",
     "network.head_hidden": "heads",
+    "network.router_kind": "routers",
     "data.select_fraction": "heads",
     "network.router_hidden": "routers",
     "data.synthetic_test": "evaluate",
+    "proof.costs": "evaluate",
     "data.note": "report",
 }
 """Fields that are first read by a later step than the rest of their section."""

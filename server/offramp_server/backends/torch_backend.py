@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from offramp_model.bundle import Bundle
+from offramp_model.routing import halting_rule
 from offramp_server.engine.types import StageResult
 
 
@@ -26,8 +27,8 @@ class TorchBackend:
         self.device_description = f"{device}, float32"
         self.exits = manifest.network.exits
         self.input_size = manifest.network.input_size
-        self.cost_K = torch.tensor(manifest.costs.ratios, device=self._device)
-        self.grid_L = torch.tensor(manifest.network.router_lambdas, device=self._device)
+        self.classes = manifest.network.classes
+        self.rule = halting_rule(manifest.network, manifest.costs.ratios, self._device)
         mean_C11, std_C11 = (
             torch.tensor(values, device=self._device).view(-1, 1, 1)
             for values in (manifest.preprocessing.mean, manifest.preprocessing.std)
@@ -52,7 +53,7 @@ class TorchBackend:
         pixels_NHWC = torch.from_numpy(np.stack(images)).to(self._device)
         return pixels_NHWC.permute(0, 3, 1, 2).float().mul_(self._scale_C11).sub_(self._shift_C11)
 
-    def run_stage(self, exit: int, features: Tensor) -> StageResult:
-        """Run one stage on (N, …) features; stage 1 takes what `prepare` gives."""
-        output = self._network.stage(exit, features.contiguous(memory_format=torch.channels_last))
-        return StageResult(output.features_NCHW, output.logits_NK, output.router_logits_NL)
+    def run_stage(self, exit: int, features: Tensor, earlier_NEC: Tensor) -> StageResult:
+        """Run one stage on (N, …) features; stage 1 takes what `prepare` gives, and no earlier logits."""
+        output = self._network.stage(exit, features.contiguous(memory_format=torch.channels_last), earlier_NEC)
+        return StageResult(output.features_NCHW, output.logits_NEC, output.router_output)

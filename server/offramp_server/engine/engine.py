@@ -12,10 +12,9 @@ from concurrent.futures import Executor
 from dataclasses import dataclass, field
 
 import numpy as np
-from torch import Tensor
 
 from offramp_model.routing import ExitReason
-from offramp_server.engine.execution import RowOutcome, run_batch, warm_up
+from offramp_server.engine.execution import RowOutcome, Survivor, run_batch, warm_up
 from offramp_server.engine.scheduler import QueueState, choose_stage
 from offramp_server.engine.types import Answer, Backend, EngineLimits, EngineMetrics, Frame
 from offramp_server.errors import DeadlineError, ExecutionError, OverloadedError, UnavailableError
@@ -29,7 +28,7 @@ class _Row:
 
     frame: Frame
     future: asyncio.Future[Answer]
-    input: np.ndarray | Tensor
+    input: np.ndarray | Survivor
     queued_at: float
     queue_seconds: float = 0.0
     compute_seconds: float = 0.0
@@ -151,8 +150,8 @@ class Engine:
             if outcome.leaves:
                 self._answer(row, stage, outcome)
             else:
-                assert outcome.features is not None
-                row.input, row.queued_at = outcome.features, finished
+                assert outcome.survivor is not None
+                row.input, row.queued_at = outcome.survivor, finished
                 self._enqueue(stage + 1, row)
 
     def _answer(self, row: _Row, exit: int, outcome: RowOutcome) -> None:

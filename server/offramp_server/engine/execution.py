@@ -15,6 +15,14 @@ from offramp_server.engine.types import Backend, FrameControl
 
 
 @dataclass(frozen=True, slots=True)
+class Survivor:
+    """What a frame that goes on takes to its next stage: one row of the stage's features, and its class logits so far."""
+
+    features: Tensor
+    logits_EC: Tensor
+
+
+@dataclass(frozen=True, slots=True)
 class RowOutcome:
     """What the exit decided about one frame of the batch."""
 
@@ -24,28 +32,34 @@ class RowOutcome:
     """σ(s_k); None where this exit has no router."""
     probabilities: np.ndarray | None
     """Class probabilities of a frame that leaves; None where the network gave no finite ones."""
-    features: Tensor | None
+    survivor: Survivor | None
     """The next stage's input, of a frame that goes on."""
 
 
 def run_batch(
-    backend: Backend, stage: int, inputs: Sequence[np.ndarray | Tensor], controls: Sequence[FrameControl]
+    backend: Backend, stage: int, inputs: Sequence[np.ndarray | Survivor], controls: Sequence[FrameControl]
 ) -> list[RowOutcome]:
-    """Run stage `stage` and decide row by row. Stage 1 takes images, later stages rows of the stage before."""
+    """Run stage `stage` and decide row by row. Stage 1 takes images, later stages the survivors of the stage before."""
     with torch.inference_mode():
-        batch = backend.prepare(cast("list[np.ndarray]", inputs)) if stage == 1 else torch.stack(cast("list[Tensor]", inputs))
-        result = backend.run_stage(stage, batch)
-        decision = decide(
-            stage, result.logits_NC, result.router_logits_NL, _as_tensors(controls, batch.device), backend.grid_L, backend.cost_K
-        )
+        if stage == 1:
+            features = backend.prepare(cast("list[np.ndarray]", inputs))
+            earlier_NEC = features.new_zeros(len(inputs), 0, backend.classes)
+        else:
+            survivors = cast("list[Survivor]", inputs)
+            features = torch.stack([survivor.features for survivor in survivors])
+            earlier_NEC = torch.stack([survivor.logits_EC for survivor in survivors])
+        result = backend.run_stage(stage, features, earlier_NEC)
+        controls_N = _as_tensors(controls, features.device)
+        decision = decide(stage, result.logits_NEC[:, -1], result.router_output, controls_N, backend.rule)
         leaves = decision.leaves_N.tolist()
         # a copy of the survivors alone, so that no row keeps the whole batch's features alive
-        survivors = iter(result.features[~decision.leaves_N]) if stage < backend.exits else iter(())
+        stays_N = ~decision.leaves_N if stage < backend.exits else torch.zeros_like(decision.leaves_N)
+        going_on = map(Survivor, result.features[stays_N], result.logits_NEC[stays_N])
         sound = decision.probabilities_NC.isfinite().all(-1).tolist()
-        halting = decision.halting_N.tolist() if result.router_logits_NL is not None else [None] * len(leaves)
+        halting = decision.halting_N.tolist() if result.router_output is not None else [None] * len(leaves)
         rows = zip(leaves, decision.by_policy_N.tolist(), halting, sound, decision.probabilities_NC.cpu().numpy(), strict=True)
         return [
-            RowOutcome(left, by_policy, halt, row.copy() if left and whole else None, None if left else next(survivors))
+            RowOutcome(left, by_policy, halt, row.copy() if left and whole else None, None if left else next(going_on))
             for left, by_policy, halt, whole, row in rows
         ]
 
@@ -56,8 +70,10 @@ def warm_up(backend: Backend, batch: int) -> None:
     with torch.inference_mode():
         for size in (1, batch):
             features = backend.prepare([blank] * size)
+            logits_NEC = features.new_zeros(size, 0, backend.classes)
             for stage in range(1, backend.exits + 1):
-                features = backend.run_stage(stage, features).features
+                result = backend.run_stage(stage, features, logits_NEC)
+                features, logits_NEC = result.features, result.logits_NEC
 
 
 def _as_tensors(controls: Sequence[FrameControl], device: torch.device) -> Controls:

@@ -8,7 +8,7 @@ from typing import Protocol
 import numpy as np
 from torch import Tensor
 
-from offramp_model.routing import ExitReason, Policy
+from offramp_model.routing import ExitReason, HaltingRule, Policy
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,8 +67,10 @@ class StageResult:
 
     features: Tensor
     """Input of the next stage, one row a frame."""
-    logits_NC: Tensor
-    router_logits_NL: Tensor | None
+    logits_NEC: Tensor
+    """Class logits of every exit so far, this one's last."""
+    router_output: Tensor | None
+    """What the exit's router says, one row a frame; None at the last exit and where there are no routers."""
 
 
 class Backend(Protocol):
@@ -84,17 +86,16 @@ class Backend(Protocol):
     exits: int
     input_size: int
     """Height and width of the network's input, in pixels."""
-    cost_K: Tensor
-    """Cost ratio of every exit."""
-    grid_L: Tensor
-    """λ of the bank's routers, ascending; empty where there are none."""
+    classes: int
+    rule: HaltingRule
+    """How the routers' output is read; its tensors lie where the stages' results do."""
 
     def prepare(self, images: list[np.ndarray]) -> Tensor:
         """Stack frames into the input of stage 1, normalised."""
         ...
 
-    def run_stage(self, exit: int, features: Tensor) -> StageResult:
-        """Run stage `exit`, 1…K."""
+    def run_stage(self, exit: int, features: Tensor, earlier_NEC: Tensor) -> StageResult:
+        """Run stage `exit`, 1…K, given the class logits of the exits before it."""
         ...
 
 

@@ -82,7 +82,7 @@ def test_round_trip(bundle: Bundle, network: MultiExitResNet, tmp_path: Path) ->
     loaded = opened.load_network()
     assert not loaded.training
     for ours, theirs in zip(network.stages(images), loaded.stages(images), strict=True):
-        torch.testing.assert_close(ours.logits_NK, theirs.logits_NK, rtol=1e-2, atol=1e-2)
+        torch.testing.assert_close(ours.logits, theirs.logits, rtol=1e-2, atol=1e-2)
     for name, tensor in loaded.state_dict().items():
         if tensor.is_floating_point():
             assert torch.equal(tensor, network.state_dict()[name].half().float()), name
@@ -166,6 +166,39 @@ def test_an_inconsistent_manifest_is_refused(bundle: Bundle, change: dict[str, A
     with pytest.raises(BundleError, match=reason) as caught:
         open_bundle(bundle.path)
     assert caught.value.path == bundle.path / MANIFEST
+
+
+FRONTIER = {
+    "points": [{"lambda_": 0.0, "mean_cost": 0.8, "accuracy": 0.9, "exit_fractions": [0.4, 0.6], "losses": 3}],
+    "frames": 200,
+}
+
+
+def test_a_manifest_may_carry_a_frontier(bundle: Bundle) -> None:
+    assert bundle.manifest.frontier is None
+    rewrite_manifest(bundle, {"frontier": FRONTIER})
+    read = open_bundle(bundle.path).manifest.frontier
+    assert read is not None
+    assert (read.frames, read.points[0].losses) == (200, 3)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"frontier": {"points": [], "frames": 200}}, "frontier"),
+        (
+            {"frontier": {"points": [FRONTIER["points"][0] | {"exit_fractions": [1.0]}], "frames": 200}},
+            "exit_fractions of 2 exits",
+        ),
+        ({"frontier": FRONTIER, "default_control": {"policy": "confidence", "threshold": 0.9}}, "make that policy `router`"),
+        ({"frontier": FRONTIER, "default_control": {"policy": "router", "max_exit": 1}}, "without max_exit"),
+        ({"frontier": FRONTIER, "default_control": {"policy": "router", "threshold": 0.6}}, "one threshold"),
+    ],
+)
+def test_a_frontier_that_does_not_fit_its_bundle_is_refused(bundle: Bundle, change: dict[str, Any], reason: str) -> None:
+    rewrite_manifest(bundle, change)
+    with pytest.raises(BundleError, match=reason):
+        open_bundle(bundle.path)
 
 
 @pytest.mark.parametrize("name", ["../card.md", "/etc/hostname", "plots/../../escape"])

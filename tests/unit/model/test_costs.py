@@ -17,6 +17,15 @@ CONFIGS = {
     "odd size, one channel": NetworkConfig(
         widths=(6, 6, 10), blocks=(1, 2, 1), input_channels=1, input_size=27, router_lambdas=(0.0, 3.0)
     ),
+    "rich heads and forecast routers": NetworkConfig(head_kind="pooled_stats", router_kind="forecast", router_temperature=0.1),
+    "some parts, in a cascade": NetworkConfig(
+        widths=(8, 24, 30),
+        blocks=(1, 1, 1),
+        input_size=16,
+        head_kind="pooled_stats",
+        head_pooling=("average", "deviation"),
+        head_cascade=True,
+    ),
 }
 
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from offramp_model import routing
-from offramp_model.routing import Controls, Policy
+from offramp_model.routing import BankRule, Controls, ForecastRule, Policy
 
 EXITS = st.integers(2, 5)
 SEEDS = st.integers(0, 2**31)
@@ -25,7 +25,7 @@ def random_simplex(shape: tuple[int, ...], seed: int, spread: float = 3.0) -> Te
 def uniform_controls(count: int, exits: int, policy: Policy, lambda_: float = 0.0, threshold: float = 0.5) -> Controls:
     return Controls(
         policy_N=torch.full((count,), policy),
-        lambda_N=torch.full((count,), lambda_),
+        lambda_N=torch.tensor([lambda_] * count),
         threshold_NE=torch.full((count, exits - 1), threshold),
         min_exit_N=torch.ones(count, dtype=torch.long),
         max_exit_N=torch.full((count,), exits),
@@ -101,13 +101,13 @@ def test_a_very_large_lambda_sends_everybody_out_at_the_first_exit() -> None:
     cost = torch.tensor([0.275, 0.517, 0.758, 1.0])
     controls = uniform_controls(50, 4, Policy.ROUTER, lambda_=1e6)
     stubborn = -30 + torch.randn(50, 3, generator=torch.Generator().manual_seed(0))  # routers that want to stay
-    decision = routing.decide(1, torch.randn(50, 10), stubborn, controls, torch.tensor([0.0, 1.0, 20.0]), cost)
+    decision = routing.decide(1, torch.randn(50, 10), stubborn, controls, BankRule(cost, torch.tensor([0.0, 1.0, 20.0])))
     assert bool(decision.leaves_N.all())
 
 
 def test_everybody_leaves_at_the_last_exit_and_nobody_by_policy() -> None:
     controls = uniform_controls(5, 4, Policy.FIXED)
-    decision = routing.decide(4, torch.randn(5, 10), None, controls, torch.zeros(0), torch.linspace(0.25, 1, 4))
+    decision = routing.decide(4, torch.randn(5, 10), None, controls, BankRule(torch.linspace(0.25, 1, 4), torch.zeros(0)))
     assert bool(decision.leaves_N.all())
     assert not bool(decision.by_policy_N.any())
     assert decision.halting_N.tolist() == [1] * 5
@@ -125,7 +125,7 @@ def test_everybody_leaves_at_the_last_exit_and_nobody_by_policy() -> None:
 )
 def test_heuristic_policies(policy: Policy, threshold: float, logits: list[float], leaves: bool) -> None:
     controls = uniform_controls(1, 4, policy, threshold=threshold)
-    decision = routing.decide(1, torch.tensor([logits]), None, controls, torch.zeros(0), torch.linspace(0.25, 1, 4))
+    decision = routing.decide(1, torch.tensor([logits]), None, controls, BankRule(torch.linspace(0.25, 1, 4), torch.zeros(0)))
     assert bool(decision.leaves_N) is leaves
 
 
@@ -137,7 +137,7 @@ def test_min_and_max_exit_bound_the_policy() -> None:
         min_exit_N=torch.tensor([2, 1]),
         max_exit_N=torch.tensor([4, 1]),
     )
-    decision = routing.decide(1, torch.zeros(2, 3), None, controls, torch.zeros(0), torch.linspace(0.25, 1, 4))
+    decision = routing.decide(1, torch.zeros(2, 3), None, controls, BankRule(torch.linspace(0.25, 1, 4), torch.zeros(0)))
     assert decision.leaves_N.tolist() == [False, True]
     assert decision.by_policy_N.tolist() == [False, False]
 
@@ -145,7 +145,7 @@ def test_min_and_max_exit_bound_the_policy() -> None:
 @given(SEEDS, st.integers(1, 3))
 def test_a_row_does_not_depend_on_its_batch_mates(seed: int, exit: int) -> None:
     generator = torch.Generator().manual_seed(seed)
-    count, grid, cost = 16, torch.tensor([0.0, 0.5, 2.0]), torch.tensor([0.275, 0.517, 0.758, 1.0])
+    count, rule = 16, BankRule(torch.tensor([0.275, 0.517, 0.758, 1.0]), torch.tensor([0.0, 0.5, 2.0]))
     logits, router = 3 * torch.randn(count, 10, generator=generator), 2 * torch.randn(count, 3, generator=generator)
     controls = Controls(
         policy_N=torch.randint(1, 5, (count,), generator=generator),
@@ -154,7 +154,7 @@ def test_a_row_does_not_depend_on_its_batch_mates(seed: int, exit: int) -> None:
         min_exit_N=torch.randint(1, 4, (count,), generator=generator),
         max_exit_N=torch.randint(1, 5, (count,), generator=generator),
     )
-    together = routing.decide(exit, logits, router, controls, grid, cost)
+    together = routing.decide(exit, logits, router, controls, rule)
     for row in range(count):
         one = slice(row, row + 1)
         own = Controls(
@@ -164,7 +164,7 @@ def test_a_row_does_not_depend_on_its_batch_mates(seed: int, exit: int) -> None:
             controls.min_exit_N[one],
             controls.max_exit_N[one],
         )
-        alone = routing.decide(exit, logits[one], router[one], own, grid, cost)
+        alone = routing.decide(exit, logits[one], router[one], own, rule)
         assert bool(alone.leaves_N[0]) == bool(together.leaves_N[row])
         assert bool(alone.by_policy_N[0]) == bool(together.by_policy_N[row])
         torch.testing.assert_close(alone.halting_N[0], together.halting_N[row])
@@ -174,3 +174,60 @@ def test_entropy_is_normalised() -> None:
     probabilities = torch.tensor([[0.25] * 4, [1.0, 0, 0, 0]])
     torch.testing.assert_close(routing.normalised_entropy(probabilities), torch.tensor([1.0, 0.0]))
     assert math.isclose(float(routing.confidence(probabilities)[0]), 0.25)
+
+
+# --- forecast routers -------------------------------------------------------------------------------------------------
+
+
+def forecasts(count: int, exits: int, seed: int) -> tuple[list[Tensor], ForecastRule]:
+    """Random forecasts of every router, m_kj in (0, 1), over random ascending costs at a random temperature."""
+    generator = torch.Generator().manual_seed(seed)
+    cost = (0.05 + torch.rand(exits, generator=generator)).cumsum(0)
+    utilities = [torch.rand(count, exits - exit + 1, generator=generator) for exit in range(1, exits)]
+    return utilities, ForecastRule(cost / cost[-1], float(0.003 + torch.rand((), generator=generator)))
+
+
+def exits_taken(utilities: list[Tensor], rule: ForecastRule, lambda_: float, threshold: float) -> Tensor:
+    count, exits = len(utilities[0]), len(rule.cost_K)
+    controls = uniform_controls(count, exits, Policy.ROUTER, lambda_, threshold)
+    exit_N = torch.full((count,), exits)
+    for exit in range(exits - 1, 0, -1):
+        exit_N[routing.decide(exit, torch.zeros(count, 3), utilities[exit - 1], controls, rule).leaves_N] = exit
+    return exit_N
+
+
+@given(EXITS, SEEDS, st.floats(0, 5))
+def test_a_forecast_logit_is_the_posteriors_with_forecasts_for_likelihoods(exits: int, seed: int, lambda_: float) -> None:
+    utilities, rule = forecasts(9, exits, seed)
+    lambda_N = torch.full((9,), lambda_)
+    for exit in range(1, exits):
+        m_NJ, cost_J = utilities[exit - 1].double(), rule.cost_K[exit - 1 :].double()
+        posterior = torch.softmax((m_NJ - lambda_ * cost_J) / rule.temperature, -1)
+        expected = posterior[:, 0].log() - posterior[:, 1:].sum(-1).log()
+        found = routing.forecast_halting_logit(m_NJ, lambda_N.double(), cost_J, rule.temperature)
+        torch.testing.assert_close(found[expected.isfinite()], expected[expected.isfinite()], rtol=1e-6, atol=1e-6)
+
+
+@given(EXITS, SEEDS, st.lists(st.floats(0, 20), min_size=2, max_size=6), st.floats(0.01, 1.0))
+def test_with_a_forecast_router_no_frame_goes_deeper_as_lambda_rises(
+    exits: int, seed: int, lambdas: list[float], threshold: float
+) -> None:
+    utilities, rule = forecasts(40, exits, seed)
+    taken = [exits_taken(utilities, rule, lambda_, threshold) for lambda_ in sorted(lambdas)]
+    for shallower, deeper in zip(taken[1:], taken, strict=False):
+        assert bool((shallower <= deeper).all())
+        assert float(rule.cost_K[shallower - 1].mean()) <= float(rule.cost_K[deeper - 1].mean()) + 1e-6
+
+
+@pytest.mark.parametrize("lambda_", [1e3, 1e30, 1e300])
+def test_a_huge_lambda_sends_every_frame_of_a_forecast_router_out_at_the_first_exit(lambda_: float) -> None:
+    utilities, rule = forecasts(40, 4, 0)
+    assert exits_taken(utilities, rule, lambda_, 0.99).tolist() == [1] * 40
+
+
+def test_a_forecast_router_goes_on_where_a_deeper_exit_is_worth_its_price() -> None:
+    rule = ForecastRule(torch.tensor([0.3, 0.6, 1.0]), temperature=0.01)
+    # the second frame gains nothing before exit 3, so looking one exit ahead would not be enough
+    utilities = [torch.tensor([[0.9, 0.9, 0.9], [0.3, 0.3, 0.9]]), torch.tensor([[0.9, 0.9], [0.3, 0.9]])]
+    assert exits_taken(utilities, rule, 0.5, 0.5).tolist() == [1, 3]
+    assert exits_taken(utilities, rule, 1.0, 0.5).tolist() == [1, 1]

@@ -15,6 +15,7 @@ from PIL import Image
 from offramp_training.config import DataConfig, JobError
 from offramp_training.data import (
     channel_statistics,
+    cut_out,
     derive_seed,
     load_images,
     normalise,
@@ -103,6 +104,20 @@ def test_every_augmented_image_is_a_crop_or_its_mirror(count: int, padding: int,
         if flip:
             crops += [crop[..., ::-1] for crop in crops]
         assert any(np.array_equal(result[index].numpy(), crop) for crop in crops)
+
+
+@given(st.integers(1, 6), st.integers(4, 9), st.integers(1, 12), st.integers(0, 2**31))
+def test_a_square_is_cut_out_of_every_image(count: int, side: int, size: int, seed: int) -> None:
+    cut = cut_out(torch.ones(count, 3, side, side + 2), size, torch.Generator().manual_seed(seed))
+    for image_CHW in cut:
+        assert torch.equal(image_CHW[0], image_CHW[1])
+        rows, columns = (image_CHW[0] == 0).any(1).nonzero(), (image_CHW[0] == 0).any(0).nonzero()
+        # what is left of the square inside the image is a solid rectangle, and at least its centre
+        height, width = len(rows), len(columns)
+        assert 1 <= height <= min(size, side)
+        assert 1 <= width <= min(size, side + 2)
+        assert int((image_CHW[0] == 0).sum()) == height * width
+        assert int(rows[-1] - rows[0]) == height - 1
 
 
 def test_normalised_images_have_zero_mean_and_unit_deviation() -> None:

@@ -11,9 +11,20 @@ from hypothesis import strategies as st
 
 from offramp_model.bundle import Control
 from offramp_model.costs import CostTable
+from offramp_model.routing import BankRule
 from offramp_training.calibration import expected_calibration_error, fit_temperature, quality
 from offramp_training.evaluate import pick, verdict
-from offramp_training.policies import Frames, Outcome, choose_exits, on_hull, oracle, random_exits, run_policy, upper_hull
+from offramp_training.policies import (
+    Frames,
+    Outcome,
+    area_under,
+    choose_exits,
+    on_hull,
+    oracle,
+    random_exits,
+    run_policy,
+    upper_hull,
+)
 
 COSTS = CostTable(full_macs=1000, exit_macs=(280, 520, 760, 1000))
 
@@ -22,9 +33,10 @@ def make_frames() -> Frames:
     """Three frames of class 0: right from exit 1 on, right at exit 3 alone, never right."""
     right, wrong = [4.0, 0.0, 0.0], [0.0, 1.0, 0.0]
     rows = ([right] * 4, [wrong, wrong, right, wrong], [wrong] * 4)
-    logits = [torch.tensor([row[exit] for row in rows]) for exit in range(4)]
+    logits_NKC = torch.tensor(rows)
     router_logits = [torch.tensor([[3.0, 9.0], [-3.0, 9.0], [-3.0, 9.0]]) for _ in range(3)]
-    return Frames(logits, router_logits, logits[3], torch.zeros(3, dtype=torch.long), torch.tensor([0.0, 10.0]), COSTS)
+    rule = BankRule(torch.tensor(COSTS.ratios), torch.tensor([0.0, 10.0]))
+    return Frames(logits_NKC, router_logits, logits_NKC[:, 3], torch.zeros(3, dtype=torch.long), rule, COSTS)
 
 
 def test_router_exits_and_their_outcome() -> None:
@@ -79,10 +91,10 @@ def test_pick_takes_the_cheapest_that_is_good_enough_and_else_the_best() -> None
 
 def test_verdict_names_a_collapse() -> None:
     control = Control(policy="router", lambda_=2)
-    collapsed = verdict(control, Outcome(0.9, 0.76, 0.75, (0.0, 0.01, 0.99, 0.0)), 0.91)
+    collapsed = verdict("EM routing (best)", control, Outcome(0.9, 0.76, 0.75, (0.0, 0.01, 0.99, 0.0)), 0.91)
     assert "has collapsed: it sends 99.0% of the test frames out at exit 3" in collapsed
     assert "1.00 points below the best mixture" in collapsed
-    assert "spreads" in verdict(control, Outcome(0.9, 0.7, 0.7, (0.3, 0.3, 0.2, 0.2)), 0.88)
+    assert "spreads" in verdict("EM routing (best)", control, Outcome(0.9, 0.7, 0.7, (0.3, 0.3, 0.2, 0.2)), 0.88)
 
 
 @settings(max_examples=20, deadline=None)
@@ -103,3 +115,12 @@ def test_quality_of_a_perfect_and_of_a_clueless_classifier() -> None:
     clueless = quality(torch.zeros(2, 2), labels)
     assert clueless.nll == pytest.approx(0.6931, abs=1e-4)
     assert 0 < fit_temperature(torch.tensor([[50.0, 0.0], [0.0, 50.0]]), labels) <= 1
+
+
+def test_area_is_the_mean_accuracy_of_the_best_mixtures_over_cost() -> None:
+    assert area_under([(0.2, 0.5), (1.0, 0.9)], 0.2, 1.0) == pytest.approx(0.7)
+    # a point under the line between two others changes nothing, one above it does
+    assert area_under([(0.2, 0.5), (0.6, 0.6), (1.0, 0.9)], 0.2, 1.0) == pytest.approx(0.7)
+    assert area_under([(0.2, 0.5), (0.6, 0.9), (1.0, 0.9)], 0.2, 1.0) == pytest.approx(0.8)
+    # dearer points than the best one add nothing: who can have it more cheaply stays there
+    assert area_under([(0.2, 0.5), (0.6, 0.9), (1.0, 0.8)], 0.2, 1.0) == pytest.approx(0.8)

@@ -125,9 +125,9 @@ def test_report_shows_the_papers_table_beside_ours_for_ten_classes_and_four_exit
 def test_views_are_plain_and_mirrored_ones(smoke_run: Path) -> None:
     features = open_features(smoke_run / "cache", "held_out", 4)
     assert features.views == 4
-    assert [pooled.shape[2] for pooled in features.pooled] == [8, 16, 24, 32]
+    assert [statistics.shape[2] for statistics in features.statistics] == [8 * 19, 16 * 19, 24 * 19, 32]
     assert len(features.all_views(torch.arange(5))[0]) == 20
-    assert not torch.equal(features.pooled[0][:, 0], features.pooled[0][:, 1])
+    assert not torch.equal(features.statistics[0][:, 0], features.statistics[0][:, 1])
     fit, select = fit_and_select(load_config("smoke"), features)
     assert np.array_equal(np.load(smoke_run / "heads" / "parts.npz")["select"], select.numpy())
     assert len(fit) > len(select)
@@ -144,3 +144,78 @@ def test_folding_the_standardisation_changes_nothing() -> None:
         before = bank(standardise(features))
         standardise.fold_into(bank)
         torch.testing.assert_close(bank(features), before, rtol=1e-4, atol=1e-4)
+
+
+def test_forecast_routers_come_the_same_way(smoke_run: Path, forecast_run: Path, smoke_store: Path) -> None:
+    metrics = json.loads((forecast_run / "evaluate" / "metrics.json").read_text())
+    router = [point for point in metrics["sweeps"]["router"] if point["control"]["lambda_"] <= 100]
+    costs = [point["test"]["mean_cost"] for point in sorted(router, key=lambda point: point["control"]["lambda_"])]
+    assert costs == sorted(costs, reverse=True)
+    assert costs[0] > costs[-1] == pytest.approx(metrics["cost_ratios"][0], abs=1e-4)
+    result = RunDirectory(forecast_run).result("routers")
+    assert [router["exit"] for router in result["routers"]] == [1, 2, 3]
+    manifest = BundleStore(smoke_store).open("smoke", 2).manifest
+    assert (manifest.network.router_kind, manifest.network.router_temperature) == ("forecast", result["temperature"])
+    assert manifest.network.head_cascade
+    # the whole statistics of a feature map tell more than their average
+    first = [
+        json.loads((run / "evaluate" / "metrics.json").read_text())["exits"][0]["test"]["accuracy"]
+        for run in (smoke_run, forecast_run)
+    ]
+    assert first[1] > first[0]
+
+
+def test_everything_is_compared_at_the_same_costs(forecast_run: Path) -> None:
+    metrics = json.loads((forecast_run / "evaluate" / "metrics.json").read_text())
+    proof, first, last = metrics["proof"], metrics["cost_ratios"][0], metrics["cost_ratios"][-1]
+    methods = proof["methods"]
+    assert {"Fixed mixtures", "Entropy", "Max-softmax", "Patience", "Learned scores (EENet)", "Backward induction"} <= set(
+        methods
+    )
+    assert {"Halting network (PonderNet)", "Forecast routing", "EM bank", "EM bank, paper's heads"} <= set(methods)
+    for name in ("Fixed mixtures", "Entropy", "Forecast routing"):
+        for cost, figures in zip(proof["costs"], methods[name], strict=True):
+            if figures is None:
+                assert not first <= cost <= last
+            else:
+                assert figures["test_cost"] == pytest.approx(cost, abs=0.08)  # chosen on 144 images
+                assert figures["deviation"] is not None
+    assert set(proof["own_minus"]) == set(methods) - {"Forecast routing"}
+    index = next(i for i, cost in enumerate(proof["costs"]) if first < cost < last)
+    difference = proof["own_minus"]["Entropy"][index]
+    ours, theirs = (methods[name][index]["test_accuracy"] for name in ("Forecast routing", "Entropy"))
+    assert difference["mean"] == pytest.approx(ours - theirs, abs=2e-5)
+    assert difference["low"] <= difference["mean"] <= difference["high"]
+
+
+def test_replicas_share_a_backbone_and_differ_in_heads(forecast_run: Path) -> None:
+    other, paper = forecast_run / "arms" / "own-1", forecast_run / "arms" / "paper-1"
+    assert (other / "cache" / "train-labels.npy").samefile(forecast_run / "cache" / "train-labels.npy")
+    heads = [(run / "heads" / "heads.safetensors").read_bytes() for run in (forecast_run, other, paper)]
+    assert len(set(heads)) == 3
+    assert (forecast_run / "arms" / "bank-1" / "heads" / "heads.safetensors").read_bytes() == heads[1]
+
+
+def test_the_papers_own_system_stands_beside_ours(forecast_run: Path, smoke_store: Path) -> None:
+    metrics = json.loads((forecast_run / "evaluate" / "metrics.json").read_text())
+    card = (smoke_store / "smoke" / "2" / "README.md").read_text()
+    assert "one router for every λ" in card
+    assert "The paper's own system on this backbone" in card
+    assert metrics["paper"]["routing_verdict"] in card
+    assert {row["name"] for row in metrics["paper"]["table"]} >= {"EM routing (best)", "Exit 1 only", "Oracle routing"}
+    assert "| Forecast routing |" in card
+
+
+def test_a_frontier_is_published_for_those_who_ask_for_an_outcome(forecast_run: Path, smoke_store: Path) -> None:
+    frontier = BundleStore(smoke_store).open("smoke", 2).manifest.frontier
+    assert frontier is not None
+    costs = [point.mean_cost for point in frontier.points]
+    assert costs == sorted(costs, reverse=True)
+    full = RunDirectory(forecast_run).result("heads")["full_select"]["accuracy"]
+    for point in frontier.points:
+        assert full - point.accuracy <= point.losses / frontier.frames + 1e-5
+
+
+def test_a_network_that_fills_in_what_training_finds_is_refused() -> None:
+    with pytest.raises(JobError, match=r"give forecast\.temperatures instead"):
+        load_config("smoke", ["network.router_temperature=0.1"])

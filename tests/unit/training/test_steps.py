@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from offramp_training import backbone, cache, routers
+from offramp_training import backbone, bank, cache
 from offramp_training.config import ConfigError, JobConfig, JobError, load_config
 from offramp_training.run_directory import MissingStepError, RunDirectory, write_json
 from offramp_training.run_directory import say as say_a_line
@@ -106,10 +106,10 @@ def test_cut_off_routers_resume_after_the_last_iteration(
         if text.startswith("iteration 2"):
             raise CutOffError
 
-    monkeypatch.setattr(routers, "say", say_and_fail)
+    monkeypatch.setattr(bank, "say", say_and_fail)
     with pytest.raises(CutOffError):
         run_steps(smoke_job(smoke_copy), smoke_copy, ("routers",))
-    monkeypatch.setattr(routers, "say", say)
+    monkeypatch.setattr(bank, "say", say)
     run_steps(smoke_job(smoke_copy), smoke_copy, ("routers",))
     assert "resuming after iteration 2" in capsys.readouterr().out
     after = smoke_copy.result("routers")["objective"]

@@ -17,9 +17,9 @@ from offramp_server.engine.execution import run_batch
 from offramp_server.engine.types import FrameControl
 
 
-@pytest.fixture(scope="module")
-def bundle(smoke_store: Path) -> Bundle:
-    return open_bundle(smoke_store / "smoke" / "1")
+@pytest.fixture(scope="module", params=["1", "2"], ids=["bank", "forecast"])
+def bundle(smoke_store: Path, request: pytest.FixtureRequest) -> Bundle:
+    return open_bundle(smoke_store / "smoke" / str(request.param))
 
 
 @pytest.fixture(scope="module")
@@ -53,15 +53,15 @@ def test_pixels_and_tensors_mix_in_one_batch(bundle: Bundle, backend: TorchBacke
 def test_stages_in_a_row_give_what_the_network_gives(bundle: Bundle, backend: TorchBackend) -> None:
     network = bundle.load_network()
     with torch.inference_mode():
-        features = backend.prepare(images(2, backend.input_size))
+        features, logits_NEC = backend.prepare(images(2, backend.input_size)), network.no_exits(2)
         for exit, expected in enumerate(network.stages(features), 1):
-            result = backend.run_stage(exit, features)
-            torch.testing.assert_close(result.logits_NC, expected.logits_NK)
-            if expected.router_logits_NL is None:
-                assert result.router_logits_NL is None
+            result = backend.run_stage(exit, features, logits_NEC)
+            torch.testing.assert_close(result.logits_NEC, expected.logits_NEC)
+            if expected.router_output is None:
+                assert result.router_output is None
             else:
-                torch.testing.assert_close(result.router_logits_NL, expected.router_logits_NL)
-            features = result.features
+                torch.testing.assert_close(result.router_output, expected.router_output)
+            features, logits_NEC = result.features, result.logits_NEC
 
 
 controls = st.builds(

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from offramp_model.routing import ExitReason, Policy
+from offramp_model.routing import BankRule, ExitReason, Policy
 from offramp_server.engine.types import Answer, Frame, FrameControl, StageResult
 
 EXITS = 3
@@ -42,10 +42,10 @@ class FakeBackend:
     device_description = "none"
     exits = EXITS
     input_size = 2
+    classes = CLASSES
 
     def __init__(self) -> None:
-        self.cost_K = torch.tensor([0.3, 0.6, 1.0])
-        self.grid_L = torch.tensor([0.0, 1.0])
+        self.rule = BankRule(torch.tensor([0.3, 0.6, 1.0]), torch.tensor([0.0, 1.0]))
         self.batches: list[tuple[int, int]] = []
         self.gate = threading.Event()
         self.gate.set()
@@ -55,7 +55,7 @@ class FakeBackend:
     def prepare(self, images: list[np.ndarray]) -> Tensor:
         return torch.from_numpy(np.stack(images)).float()
 
-    def run_stage(self, exit: int, features: Tensor) -> StageResult:
+    def run_stage(self, exit: int, features: Tensor, earlier_NEC: Tensor) -> StageResult:
         self.running.set()
         assert self.gate.wait(10)
         self.batches.append((exit, len(features)))
@@ -65,7 +65,7 @@ class FakeBackend:
         broken = torch.where(features[:, 0, 0, 1:2] == 9, torch.nan, 0.0)
         logits = broken + 5.0 * torch.nn.functional.one_hot(features[:, 0, 0, 1].long() % CLASSES, CLASSES).float()
         router = torch.logit(features[:, 0, 0, 0] / 100, eps=1e-6)[:, None].expand(-1, 2) if exit < EXITS else None
-        return StageResult(features, logits, router)
+        return StageResult(features, torch.cat([earlier_NEC, logits[:, None]], 1), router)
 
 
 class RecordingMetrics:
