@@ -24,6 +24,8 @@ from offramp_client.types import (
     ExitReason,
     Frame,
     FrameError,
+    Frontier,
+    FrontierPoint,
     Image,
     Model,
     ModelSummary,
@@ -66,6 +68,9 @@ def control_to_wire(control: Control, field: str = "control") -> pb.RoutingContr
         "min_exit": control.min_exit,
         "max_exit": control.max_exit,
         "max_cost": control.max_cost,
+        "max_mean_cost": control.max_mean_cost,
+        "max_accuracy_drop": control.max_accuracy_drop,
+        "confidence": control.confidence,
     }
     message = pb.RoutingControl()
     if control.policy is not None:
@@ -150,6 +155,9 @@ def control_from_wire(message: pb.RoutingControl) -> Control:
         min_exit=message.min_exit if message.HasField("min_exit") else None,
         max_exit=message.max_exit if message.HasField("max_exit") else None,
         max_cost=number("max_cost"),
+        max_mean_cost=number("max_mean_cost"),
+        max_accuracy_drop=number("max_accuracy_drop"),
+        confidence=number("confidence"),
     )
 
 
@@ -226,7 +234,17 @@ def model_from_wire(message: model_pb2.Model) -> Model:
         device=message.device,
         full_accuracy=message.full_accuracy,
         data_note=message.data_note,
+        frontier=_frontier_from_wire(message.frontier) if message.HasField("frontier") else None,
     )
+
+
+def _frontier_from_wire(message: model_pb2.Frontier) -> Frontier:
+    points = (
+        # By name, since `lambda` is a word of Python's.
+        FrontierPoint(getattr(p, "lambda"), p.mean_cost, p.accuracy, tuple(p.exit_fractions), p.losses)
+        for p in message.points
+    )
+    return Frontier(tuple(points), message.frames)
 
 
 def error_from_rpc(error: aio.AioRpcError) -> RequestError:

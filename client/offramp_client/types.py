@@ -49,6 +49,13 @@ class ControlFields(TypedDict, total=False):
     min_exit: int | None
     max_exit: int | None
     max_cost: float | None
+    max_mean_cost: float | None
+    max_accuracy_drop: float | None
+    confidence: float | None
+
+
+_PRICES = ("lambda_", "max_mean_cost", "max_accuracy_drop")
+"""The three ways to say what λ is; a control gives one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +64,8 @@ class Control:
 
     policy: Policy | None = None
     lambda_: float | None = None
-    """Price of compute, in nats for the full network's MACs; ≥ 0. Read by the router policy."""
+    """Price of the full network's MACs, ≥ 0: in nats, or in probability of being right where one router serves every λ. Read by
+    the router policy."""
     threshold: float | None = None
     """Score at which a frame leaves, in (0, 1]."""
     exit_thresholds: tuple[float, ...] = ()
@@ -68,12 +76,19 @@ class Control:
     """Last exit that a frame may reach."""
     max_cost: float | None = None
     """Largest cost that a frame may reach, as a fraction of the full network's MACs."""
+    max_mean_cost: float | None = None
+    """In place of `lambda_`: mean cost of frames like those of the model's frontier, as a fraction of the full network's MACs."""
+    max_accuracy_drop: float | None = None
+    """In place of `lambda_`: accuracy that early exits may lose against the full network, in (0, 1)."""
+    confidence: float | None = None
+    """Probability that `max_accuracy_drop` holds, in (0, 1); 0.95 where not given."""
 
     def with_fields(self, **fields: Unpack[ControlFields]) -> Control:
         """Return this control with the given fields in place of its own; None and () leave a field as it is.
 
         Thresholds belong to a policy, and `threshold` stands for all exits: a new policy drops the former thresholds, and
-        a new `threshold` the former `exit_thresholds`, unless they are given too.
+        a new `threshold` the former `exit_thresholds`, unless they are given too. Of `lambda_`, `max_mean_cost` and
+        `max_accuracy_drop` with its confidence, a new one takes the place of the former.
 
         Raises:
             InvalidRequestError: the policy is none of `Policy`.
@@ -89,6 +104,8 @@ class Control:
                 chosen = {"threshold": None, "exit_thresholds": ()} | chosen
         if chosen.get("threshold") is not None:
             chosen.setdefault("exit_thresholds", ())
+        if not chosen.keys().isdisjoint(_PRICES):
+            chosen = dict.fromkeys((*_PRICES, "confidence")) | chosen
         return replace(self, **chosen)
 
     def under(self, narrower: Control | None) -> Control:
@@ -140,7 +157,7 @@ class Classification:
     model: str
     version: str
     control: Control
-    """Really used, every field resolved."""
+    """Really used, every field resolved; an outcome that was asked for stands beside the λ found for it."""
 
     @property
     def name(self) -> str:
@@ -237,6 +254,31 @@ class OperatingPoint:
 
 
 @dataclass(frozen=True, slots=True)
+class FrontierPoint:
+    """What one λ gives on the calibration frames."""
+
+    lambda_: float
+    mean_cost: float
+    """Over the full network's MACs."""
+    accuracy: float
+    """In [0, 1]."""
+    exit_fractions: tuple[float, ...]
+    """Share of frames that left at each exit, from the first."""
+    losses: int
+    """Frames on which the plain full network is right and the answer at this λ is wrong."""
+
+
+@dataclass(frozen=True, slots=True)
+class Frontier:
+    """What a model's router gives over λ, behind `max_mean_cost` and `max_accuracy_drop`."""
+
+    points: tuple[FrontierPoint, ...]
+    """By λ, ascending from 0."""
+    frames: int
+    """Number of calibration frames."""
+
+
+@dataclass(frozen=True, slots=True)
 class Model:
     """A model version with its costs and operating points."""
 
@@ -248,7 +290,7 @@ class Model:
     exits: tuple[Exit, ...]
     full_macs: int
     router_lambdas: tuple[float, ...]
-    """Lambdas that routers were trained for; others are interpolated."""
+    """Lambdas that routers were trained for; others are interpolated. Empty where one router serves every λ."""
     default_control: Control
     default_thresholds: dict[Policy, float]
     operating_points: tuple[OperatingPoint, ...]
@@ -257,6 +299,8 @@ class Model:
     device: str
     full_accuracy: float
     data_note: str
+    frontier: Frontier | None = None
+    """None where outcomes can't be asked for."""
 
 
 @dataclass(frozen=True, slots=True)

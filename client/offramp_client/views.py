@@ -88,11 +88,15 @@ def exit_bar(exit: int, exits: int) -> Text:
 
 
 def control_text(control: Control) -> str:
-    """Return what matters of a control in one line, such as `router λ 0.5 τ 0.5`."""
+    """Return what matters of a control in one line, such as `router λ 0.5 τ 0.5`, or `router λ 0.5 for cost ≤ 0.4`."""
     parts = [str(control.policy)] if control.policy is not None else []
     if control.lambda_ is not None and control.policy in (None, "router"):
         parts.append(f"λ {control.lambda_:g}")
-    if control.exit_thresholds and len(set(control.exit_thresholds)) > 1:
+    if control.max_mean_cost is not None:
+        parts.append(f"for cost ≤ {control.max_mean_cost:g}")
+    elif control.max_accuracy_drop is not None:
+        parts.append(f"for drop ≤ {control.max_accuracy_drop:g}")
+    elif control.exit_thresholds and len(set(control.exit_thresholds)) > 1:
         parts.append("τ " + "/".join(f"{threshold:g}" for threshold in control.exit_thresholds))
     elif control.threshold is not None and control.policy != "fixed":
         parts.append(f"τ {control.threshold:g}")

@@ -6,6 +6,7 @@ import asyncio
 import json
 import sys
 from collections.abc import AsyncIterator
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -23,9 +24,23 @@ from tests.integration.conftest import PATIENCE_S
 SIZE = 16
 
 
+@pytest.fixture(params=["1", "2"], ids=["bank", "forecast"])
+def version(request: pytest.FixtureRequest) -> str:
+    """The paper's heads and routers, and rich heads in a cascade with forecast routers."""
+    return str(request.param)
+
+
 @pytest.fixture
-async def server(smoke_store: Path) -> AsyncIterator[Server]:
-    settings = Settings(store=smoke_store, grpc_port=0, http_port=0, device="cpu", torch_threads=1, drain_timeout_s=PATIENCE_S)
+async def server(smoke_store: Path, version: str) -> AsyncIterator[Server]:
+    settings = Settings(
+        store=smoke_store,
+        models=(f"smoke:{version}",),
+        grpc_port=0,
+        http_port=0,
+        device="cpu",
+        torch_threads=1,
+        drain_timeout_s=PATIENCE_S,
+    )
     async with Server(settings) as server:
         yield server
 
@@ -74,6 +89,18 @@ async def test_a_higher_lambda_buys_less_compute_down_to_exit_one(client: Client
     assert costs[0] > costs[-1]
 
 
+async def test_no_frame_goes_deeper_as_lambda_rises(client: Client, version: str) -> None:
+    if version == "1":
+        pytest.skip("a bank's routers are fitted for each lambda by itself, and promise no such thing")
+    images, _ = pictures(40)
+    exits = [
+        [result.unwrap().exit async for result in client.stream(images, lambda_=value)] for value in (0.0, 0.02, 0.1, 0.4, 2.0)
+    ]
+    for deeper, shallower in pairwise(exits):
+        assert all(a >= b for a, b in zip(deeper, shallower, strict=True))
+    assert exits[0] != exits[-1]
+
+
 async def test_an_answer_does_not_depend_on_what_shares_its_batches(client: Client) -> None:
     images, _ = pictures(24)
     controls = [Control(lambda_=0.5), Control(lambda_=3.0), Control(policy="confidence", threshold=0.8), Control(policy="fixed")]
@@ -91,15 +118,15 @@ async def test_an_answer_does_not_depend_on_what_shares_its_batches(client: Clie
             assert seen.halting_probabilities == pytest.approx(one.halting_probabilities, abs=1e-5)
 
 
-async def test_what_the_server_answers_is_what_the_bundle_computes(client: Client, smoke_store: Path) -> None:
-    bundle = open_bundle(smoke_store / "smoke" / "1")
+async def test_what_the_server_answers_is_what_the_bundle_computes(client: Client, smoke_store: Path, version: str) -> None:
+    bundle = open_bundle(smoke_store / "smoke" / version)
     network, preprocessing = bundle.load_network(), bundle.manifest.preprocessing
     images, _ = pictures(4)
     for image in images:
         normalised = (image / np.float32(255) - np.float32(preprocessing.mean)) / np.float32(preprocessing.std)
         tensor = np.ascontiguousarray(normalised.transpose(2, 0, 1), dtype=np.float32)
         with torch.inference_mode():
-            expected = [output.logits_NK.softmax(1)[0] for output in network.stages(torch.from_numpy(tensor)[None])]
+            expected = [output.logits.softmax(1)[0] for output in network.stages(torch.from_numpy(tensor)[None])]
         for exit, probabilities in enumerate(expected, 1):
             for sent in (image, tensor):
                 seen = await client.classify(sent, policy="fixed", max_exit=exit, top_k=4)
@@ -152,3 +179,26 @@ async def test_the_command_line_says_in_one_line_what_is_wrong(server: Server) -
     assert code != 0
     assert "lambda" in error
     assert len(error.strip().splitlines()) == 1
+
+
+async def test_an_outcome_is_looked_up_kept_and_shown(client: Client, server: Server) -> None:
+    images, _ = pictures(60)
+    model = await client.model()
+    assert model.frontier is not None
+    points = model.frontier.points
+    budget = (points[0].mean_cost + points[-1].mean_cost) / 2
+    seen = [result.unwrap() async for result in client.stream(images, max_mean_cost=budget)]
+    used = {each.control.lambda_ for each in seen}
+    assert len(used) == 1
+    chosen = next(point for point in points if point.lambda_ in used)
+    assert chosen.mean_cost <= budget < max(point.mean_cost for point in points)
+    # the promise is of the mean over frames like these, and these are 60
+    assert sum(each.cost_ratio for each in seen) / len(seen) <= budget + 0.15
+    certified = await client.classify(images[0], max_accuracy_drop=0.5, confidence=0.9)
+    assert certified.control.lambda_ >= 0
+    with pytest.raises(InvalidRequestError, match="out of reach") as refused:
+        await client.classify(images[0], max_mean_cost=points[-1].mean_cost / 2)
+    assert refused.value.field == "frame.control.max_mean_cost"
+    code, out, _ = await run_command("points", "--address", server.grpc_address, "--frontier")
+    assert code == 0
+    assert "λ" in out

@@ -31,11 +31,15 @@ def classify(
     min_exit: options.MinExit = None,
     max_exit: options.MaxExit = None,
     max_cost: options.MaxCost = None,
+    max_mean_cost: options.MaxMeanCost = None,
+    max_accuracy_drop: options.MaxAccuracyDrop = None,
+    confidence: options.Confidence = None,
     top_k: options.TopK = 1,
     as_json: options.AsJson = False,
 ) -> None:
     """Classify image files one by one. A file that cannot be classified is named on stderr, and the exit code is then 1."""
-    control = Control(policy, lambda_, threshold, (), min_exit, max_exit, max_cost)
+    outcome = (max_mean_cost, max_accuracy_drop, confidence)
+    control = Control(policy, lambda_, threshold, (), min_exit, max_exit, max_cost, *outcome)
     answers: list[tuple[Path, Classification]] = []
 
     async def work() -> None:

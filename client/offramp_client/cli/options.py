@@ -18,6 +18,15 @@ PolicyName = Annotated[Policy | None, typer.Option("--policy", help="How exits a
 MinExit = Annotated[int | None, typer.Option("--min-exit", help="First exit at which a frame may leave, from 1.")]
 MaxExit = Annotated[int | None, typer.Option("--max-exit", help="Last exit that a frame may reach.")]
 MaxCost = Annotated[float | None, typer.Option("--max-cost", help="Largest cost of a frame, over the full network's.")]
+MaxMeanCost = Annotated[
+    float | None, typer.Option("--max-mean-cost", help="In place of --lambda: largest mean cost, over the full network's.")
+]
+MaxAccuracyDrop = Annotated[
+    float | None, typer.Option("--max-accuracy-drop", help="In place of --lambda: accuracy to lose at most, such as 0.01.")
+]
+Confidence = Annotated[
+    float | None, typer.Option("--confidence", help="Probability that --max-accuracy-drop holds; 0.95 where not given.")
+]
 TopK = Annotated[int, typer.Option("--top-k", min=1, help="Class probabilities in each result.")]
 Window = Annotated[int, typer.Option("--window", min=1, help="Frames in flight at most.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]

@@ -33,6 +33,9 @@ def stream(
     min_exit: options.MinExit = None,
     max_exit: options.MaxExit = None,
     max_cost: options.MaxCost = None,
+    max_mean_cost: options.MaxMeanCost = None,
+    max_accuracy_drop: options.MaxAccuracyDrop = None,
+    confidence: options.Confidence = None,
     top_k: options.TopK = 1,
     window: options.Window = 32,
     frames: Annotated[int | None, typer.Option(min=1, help="End after so many frames.")] = None,
@@ -47,8 +50,11 @@ def stream(
     as_json: options.AsJson = False,
 ) -> None:
     """Stream frames to the server and watch where they leave the network. Ctrl-C ends it and prints the summary."""
-    control = Control(policy, lambda_, threshold, (), min_exit, max_exit, max_cost)
+    outcome = (max_mean_cost, max_accuracy_drop, confidence)
+    control = Control(policy, lambda_, threshold, (), min_exit, max_exit, max_cost, *outcome)
     schedule = options.numbers(lambda_schedule, "--lambda-schedule") if lambda_schedule else []
+    if schedule and outcome != (None, None, None):
+        raise typer.BadParameter("can't be given with a wanted outcome, which chooses lambda", param_hint="--lambda-schedule")
     out, tally = console(), Tally()
     live = out.is_terminal and not plain and not as_json
     if live and fps is None and source == "demo":

@@ -34,7 +34,7 @@ EXIT_REASON_MAX_EXIT: ExitReason
 EXIT_REASON_MAX_COST: ExitReason
 
 class RoutingControl(_message.Message):
-    __slots__ = ("policy", "threshold", "exit_thresholds", "min_exit", "max_exit", "max_cost")
+    __slots__ = ("policy", "threshold", "exit_thresholds", "min_exit", "max_exit", "max_cost", "max_mean_cost", "max_accuracy_drop", "confidence")
     POLICY_FIELD_NUMBER: _ClassVar[int]
     LAMBDA_FIELD_NUMBER: _ClassVar[int]
     THRESHOLD_FIELD_NUMBER: _ClassVar[int]
@@ -42,13 +42,19 @@ class RoutingControl(_message.Message):
     MIN_EXIT_FIELD_NUMBER: _ClassVar[int]
     MAX_EXIT_FIELD_NUMBER: _ClassVar[int]
     MAX_COST_FIELD_NUMBER: _ClassVar[int]
+    MAX_MEAN_COST_FIELD_NUMBER: _ClassVar[int]
+    MAX_ACCURACY_DROP_FIELD_NUMBER: _ClassVar[int]
+    CONFIDENCE_FIELD_NUMBER: _ClassVar[int]
     policy: Policy
     threshold: float
     exit_thresholds: _containers.RepeatedScalarFieldContainer[float]
     min_exit: int
     max_exit: int
     max_cost: float
-    def __init__(self, policy: _Optional[_Union[Policy, str]] = ..., threshold: _Optional[float] = ..., exit_thresholds: _Optional[_Iterable[float]] = ..., min_exit: _Optional[int] = ..., max_exit: _Optional[int] = ..., max_cost: _Optional[float] = ..., **kwargs) -> None: ...
+    max_mean_cost: float
+    max_accuracy_drop: float
+    confidence: float
+    def __init__(self, policy: _Optional[_Union[Policy, str]] = ..., threshold: _Optional[float] = ..., exit_thresholds: _Optional[_Iterable[float]] = ..., min_exit: _Optional[int] = ..., max_exit: _Optional[int] = ..., max_cost: _Optional[float] = ..., max_mean_cost: _Optional[float] = ..., max_accuracy_drop: _Optional[float] = ..., confidence: _Optional[float] = ..., **kwargs) -> None: ...
 
 class RawImage(_message.Message):
     __slots__ = ("data", "height", "width")

@@ -48,7 +48,7 @@ class GetModelResponse(_message.Message):
     def __init__(self, model: _Optional[_Union[Model, _Mapping]] = ...) -> None: ...
 
 class Model(_message.Message):
-    __slots__ = ("name", "version", "labels", "input_height", "input_width", "exits", "full_macs", "router_lambdas", "default_control", "default_thresholds", "operating_points", "backend", "device", "full_accuracy", "data_note")
+    __slots__ = ("name", "version", "labels", "input_height", "input_width", "exits", "full_macs", "router_lambdas", "default_control", "default_thresholds", "operating_points", "backend", "device", "full_accuracy", "data_note", "frontier")
     NAME_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     LABELS_FIELD_NUMBER: _ClassVar[int]
@@ -64,6 +64,7 @@ class Model(_message.Message):
     DEVICE_FIELD_NUMBER: _ClassVar[int]
     FULL_ACCURACY_FIELD_NUMBER: _ClassVar[int]
     DATA_NOTE_FIELD_NUMBER: _ClassVar[int]
+    FRONTIER_FIELD_NUMBER: _ClassVar[int]
     name: str
     version: str
     labels: _containers.RepeatedScalarFieldContainer[str]
@@ -79,7 +80,8 @@ class Model(_message.Message):
     device: str
     full_accuracy: float
     data_note: str
-    def __init__(self, name: _Optional[str] = ..., version: _Optional[str] = ..., labels: _Optional[_Iterable[str]] = ..., input_height: _Optional[int] = ..., input_width: _Optional[int] = ..., exits: _Optional[_Iterable[_Union[Exit, _Mapping]]] = ..., full_macs: _Optional[int] = ..., router_lambdas: _Optional[_Iterable[float]] = ..., default_control: _Optional[_Union[_classification_pb2.RoutingControl, _Mapping]] = ..., default_thresholds: _Optional[_Iterable[_Union[PolicyThreshold, _Mapping]]] = ..., operating_points: _Optional[_Iterable[_Union[OperatingPoint, _Mapping]]] = ..., backend: _Optional[str] = ..., device: _Optional[str] = ..., full_accuracy: _Optional[float] = ..., data_note: _Optional[str] = ...) -> None: ...
+    frontier: Frontier
+    def __init__(self, name: _Optional[str] = ..., version: _Optional[str] = ..., labels: _Optional[_Iterable[str]] = ..., input_height: _Optional[int] = ..., input_width: _Optional[int] = ..., exits: _Optional[_Iterable[_Union[Exit, _Mapping]]] = ..., full_macs: _Optional[int] = ..., router_lambdas: _Optional[_Iterable[float]] = ..., default_control: _Optional[_Union[_classification_pb2.RoutingControl, _Mapping]] = ..., default_thresholds: _Optional[_Iterable[_Union[PolicyThreshold, _Mapping]]] = ..., operating_points: _Optional[_Iterable[_Union[OperatingPoint, _Mapping]]] = ..., backend: _Optional[str] = ..., device: _Optional[str] = ..., full_accuracy: _Optional[float] = ..., data_note: _Optional[str] = ..., frontier: _Optional[_Union[Frontier, _Mapping]] = ...) -> None: ...
 
 class Exit(_message.Message):
     __slots__ = ("exit", "macs", "cost_ratio", "nominal_cost", "accuracy")
@@ -114,3 +116,24 @@ class OperatingPoint(_message.Message):
     mean_cost: float
     exit_fractions: _containers.RepeatedScalarFieldContainer[float]
     def __init__(self, control: _Optional[_Union[_classification_pb2.RoutingControl, _Mapping]] = ..., accuracy: _Optional[float] = ..., mean_cost: _Optional[float] = ..., exit_fractions: _Optional[_Iterable[float]] = ...) -> None: ...
+
+class Frontier(_message.Message):
+    __slots__ = ("points", "frames")
+    POINTS_FIELD_NUMBER: _ClassVar[int]
+    FRAMES_FIELD_NUMBER: _ClassVar[int]
+    points: _containers.RepeatedCompositeFieldContainer[FrontierPoint]
+    frames: int
+    def __init__(self, points: _Optional[_Iterable[_Union[FrontierPoint, _Mapping]]] = ..., frames: _Optional[int] = ...) -> None: ...
+
+class FrontierPoint(_message.Message):
+    __slots__ = ("mean_cost", "accuracy", "exit_fractions", "losses")
+    LAMBDA_FIELD_NUMBER: _ClassVar[int]
+    MEAN_COST_FIELD_NUMBER: _ClassVar[int]
+    ACCURACY_FIELD_NUMBER: _ClassVar[int]
+    EXIT_FRACTIONS_FIELD_NUMBER: _ClassVar[int]
+    LOSSES_FIELD_NUMBER: _ClassVar[int]
+    mean_cost: float
+    accuracy: float
+    exit_fractions: _containers.RepeatedScalarFieldContainer[float]
+    losses: int
+    def __init__(self, mean_cost: _Optional[float] = ..., accuracy: _Optional[float] = ..., exit_fractions: _Optional[_Iterable[float]] = ..., losses: _Optional[int] = ..., **kwargs) -> None: ...

@@ -10,6 +10,7 @@ from offramp_model.bundle import Control, Manifest
 from offramp_model.routing import ExitReason, Policy
 from offramp_server.engine.types import FrameControl
 from offramp_server.errors import InvalidRequestError
+from offramp_server.rpc.outcomes import Outcome, OutcomeTable, read_outcome, write_outcome
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +25,8 @@ class ResolvedControl:
     max_cost: float
     frame_control: FrameControl
     """The same for the engine."""
+    outcome: Outcome | None = None
+    """What λ was looked up for, where the caller named an outcome in its place."""
 
 
 class ModelControls:
@@ -32,9 +35,10 @@ class ModelControls:
     def __init__(self, manifest: Manifest) -> None:
         self._costs = manifest.costs.ratios
         self._exits = manifest.network.exits
-        self._has_routers = bool(manifest.network.router_lambdas)
+        self._has_routers = manifest.network.has_routers
         self._default_thresholds = {Policy[name.upper()]: value for name, value in manifest.default_thresholds.items()}
         self._fallback_threshold = manifest.default_control.threshold
+        self._outcomes = OutcomeTable(manifest.frontier)
         self.default = self.of_bundle(manifest.default_control)
 
     def of_bundle(self, control: Control) -> ResolvedControl:
@@ -63,24 +67,40 @@ class ModelControls:
             thresholds = (self.default_threshold(policy),) * (self._exits - 1)
         else:
             thresholds = base.thresholds
+        lambda_, outcome = base.lambda_, base.outcome
+        if (asked := read_outcome(control, path)) is not None:
+            lambda_, outcome = self._outcomes.find_lambda(asked, path), asked
+        elif control.HasField("lambda"):
+            lambda_, outcome = _read_lambda(control, path), None
         merged = self._resolve(
             policy=policy,
-            lambda_=_read_lambda(control, path) if control.HasField("lambda") else base.lambda_,
+            lambda_=lambda_,
             thresholds=thresholds,
             min_exit=self._read_exit(control.min_exit, f"{path}.min_exit") if control.HasField("min_exit") else base.min_exit,
             max_exit=self._read_exit(control.max_exit, f"{path}.max_exit") if control.HasField("max_exit") else base.max_exit,
             max_cost=_read_cost(control, path) if control.HasField("max_cost") else base.max_cost,
+            outcome=outcome,
         )
         self._check_bounds(merged, control, path)
+        if outcome is not None:
+            self._check_outcome(outcome, merged, control, path)
         return merged
 
     def _resolve(
-        self, *, policy: Policy, lambda_: float, thresholds: tuple[float, ...], min_exit: int, max_exit: int, max_cost: float
+        self,
+        *,
+        policy: Policy,
+        lambda_: float,
+        thresholds: tuple[float, ...],
+        min_exit: int,
+        max_exit: int,
+        max_cost: float,
+        outcome: Outcome | None = None,
     ) -> ResolvedControl:
         affordable = sum(cost <= max_cost for cost in self._costs)
         reason = ExitReason.MAX_COST if affordable < max_exit else ExitReason.MAX_EXIT
         frame_control = FrameControl(policy, lambda_, thresholds, min_exit, min(max_exit, affordable), reason)
-        return ResolvedControl(policy, lambda_, thresholds, min_exit, max_exit, max_cost, frame_control)
+        return ResolvedControl(policy, lambda_, thresholds, min_exit, max_exit, max_cost, frame_control, outcome)
 
     def _check_bounds(self, merged: ResolvedControl, control: pb.RoutingControl, path: str) -> None:
         # `base` was consistent, so one of the fields given in `control` makes the conflict: name that one
@@ -96,6 +116,25 @@ class ModelControls:
                 f"{path}.{field}",
                 f"exit {merged.min_exit} costs {least:.4f}, more than max_cost {merged.max_cost:g}: allow at least that",
             )
+
+    def _check_outcome(self, outcome: Outcome, merged: ResolvedControl, control: pb.RoutingControl, path: str) -> None:
+        # the frontier is the default control's at other λ: refuse what makes frames leave elsewhere than there
+        measured = self.default.thresholds
+        if merged.policy is not Policy.ROUTER:
+            fields, remedy = ["policy"], "the policy `router`"
+        elif merged.thresholds != measured:
+            fields, remedy = ["exit_thresholds", "threshold"], f"the threshold that it was measured at, {measured[0]:g}"
+        elif merged.min_exit > 1:
+            fields, remedy = ["min_exit"], "min_exit 1"
+        elif outcome.field == "max_accuracy_drop" and merged.frame_control.max_exit < self._exits:
+            fields, remedy = ["max_exit" if merged.max_exit < self._exits else "max_cost"], "every exit within bounds"
+        else:
+            return
+        given = [name for name in fields if name in _names(control)] or [outcome.field]
+        message = (
+            f"{outcome.field} {outcome.value:g} holds only with {remedy}: choose that, or give lambda in place of the outcome"
+        )
+        raise InvalidRequestError(f"{path}.{given[0]}", message)
 
     def _read_policy(self, control: pb.RoutingControl, path: str) -> Policy | None:
         if control.policy == pb.POLICY_UNSPECIFIED:
@@ -133,9 +172,15 @@ def write_control(control: ResolvedControl) -> pb.RoutingControl:
         max_cost=control.max_cost,
     )
     setattr(message, "lambda", control.lambda_)  # a keyword of Python
+    if control.outcome is not None:
+        write_outcome(control.outcome, message)
     if len(set(control.thresholds)) == 1:
         message.threshold = control.thresholds[0]
     return message
+
+
+def _names(control: pb.RoutingControl) -> set[str]:
+    return {field.name for field, _ in control.ListFields()}
 
 
 def _read_lambda(control: pb.RoutingControl, path: str) -> float:

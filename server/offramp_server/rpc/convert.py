@@ -6,6 +6,7 @@ import numpy as np
 
 from offramp.v1 import classification_pb2 as pb
 from offramp.v1 import model_pb2
+from offramp_model.outcomes import Frontier
 from offramp_model.routing import Policy
 from offramp_server.engine.types import Answer, Frame
 from offramp_server.errors import InvalidRequestError, OfframpError, OverloadedError
@@ -83,7 +84,7 @@ def write_summary(model: ServedModel, is_default: bool) -> model_pb2.ModelSummar
 
 
 def write_model(model: ServedModel) -> model_pb2.Model:
-    """A model version with its costs and operating points."""
+    """A model version with its costs, operating points and frontier."""
     manifest, costs = model.manifest, model.manifest.costs
     exits = zip(costs.exit_macs, costs.ratios, costs.nominal, manifest.exit_accuracies, strict=True)
     return model_pb2.Model(
@@ -116,4 +117,15 @@ def write_model(model: ServedModel) -> model_pb2.Model:
         device=model.device,
         full_accuracy=manifest.full_accuracy,
         data_note=manifest.provenance.data_note,
+        frontier=_write_frontier(manifest.frontier) if manifest.frontier is not None else None,
     )
+
+
+def _write_frontier(frontier: Frontier) -> model_pb2.Frontier:
+    message = model_pb2.Frontier(frames=frontier.frames)
+    for point in frontier.points:
+        written = message.points.add(
+            mean_cost=point.mean_cost, accuracy=point.accuracy, exit_fractions=point.exit_fractions, losses=point.losses
+        )
+        setattr(written, "lambda", point.lambda_)  # a keyword of Python
+    return message

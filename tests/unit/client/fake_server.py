@@ -259,7 +259,19 @@ def model() -> model_pb2.Model:
         device="cpu, float32",
         full_accuracy=0.9,
         data_note="JPEG-coded CIFAR-10.",
+        frontier=frontier(),
     )
+
+
+def frontier() -> model_pb2.Frontier:
+    """Thirty λ from 0 to 2.9, whose cost falls fast at first."""
+    message = model_pb2.Frontier(frames=2000)
+    for step in range(30):
+        cost, share = 0.3 + 0.6 / (1 + step), 1 / (1 + step)
+        point = message.points.add(mean_cost=cost, accuracy=0.9 - 0.005 * step, losses=2 + 10 * step)
+        point.exit_fractions.extend([1 - share, 0, 0, share])
+        setattr(point, "lambda", step / 10)
+    return message
 
 
 def status(code: int, message: str, *, field: str = "", retry_after_ms: int = 0) -> status_pb2.Status:

@@ -12,10 +12,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 from typer.testing import CliRunner, Result
 
+from offramp_client import FrontierPoint
 from offramp_client.cli import app
+from offramp_client.cli.inform import thinned
 
 ROOT = Path(__file__).parents[3]
 
@@ -75,6 +79,26 @@ def test_stream_passes_every_choice_on(address: str, folder: Path) -> None:
     assert len(results[0]["classification"]["top"]) == 2
 
 
+@pytest.mark.parametrize(
+    "asked", [{"max_mean_cost": 0.4}, {"max_accuracy_drop": 0.01}, {"max_accuracy_drop": 0.01, "confidence": 0.99}]
+)
+def test_stream_and_classify_ask_for_an_outcome(address: str, folder: Path, asked: dict[str, float]) -> None:
+    options = [part for name, value in asked.items() for part in (f"--{name.replace('_', '-')}", value)]
+    names = ("max_mean_cost", "max_accuracy_drop", "confidence")
+    for command in (("stream", "--frames", 1), ("classify", folder / "cat" / "0006.png")):
+        done = offramp(*command, *options, "--json", address=address)
+        assert done.exit_code == 0, done.output
+        answer = json.loads(done.stdout)
+        used = answer["classification"]["control"] if command[0] == "stream" else answer["control"]
+        assert {name: used[name] for name in names if used[name] is not None} == asked
+
+
+def test_a_schedule_of_lambdas_and_an_outcome_exclude_each_other(address: str) -> None:
+    done = offramp("stream", "--lambda-schedule", "0,1", "--max-mean-cost", 0.4, address=address)
+    assert done.exit_code == 2
+    assert "--lambda-schedule" in done.stderr
+
+
 def test_stream_goes_on_past_a_bad_frame_and_fails_when_all_are(address: str, tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(b"rubbish")
     done = offramp("stream", tmp_path, address=address)
@@ -125,6 +149,32 @@ def test_models_and_points_are_tables(address: str) -> None:
     assert done.exit_code == 0
     row = next(line for line in done.stdout.splitlines() if "λ 8" in line)
     assert row.split() == ["router", "λ", "8", "τ", "0.5", "0.710", "0.290", "97%", "2%", "1%", "0%"]
+
+
+def frontier_rows(output: str) -> list[list[str]]:
+    table = output.partition("the router over λ")[2]
+    return [cells for line in table.splitlines() if len(cells := line.split()) == 8 and cells[-1].endswith("%")]
+
+
+def test_points_show_the_frontier_thinned_and_whole(address: str) -> None:
+    done = offramp("points", address=address)
+    rows = frontier_rows(done.stdout)
+    assert 4 <= len(rows) <= 10
+    assert rows[0] == ["0", "0.900", "0.900", "0.10%", "0%", "0%", "0%", "100%"]
+    assert (rows[-1][0], rows[-1][3]) == ("2.9", "14.60%")
+    assert f"{len(rows)} of 30 rows, all with --frontier" in " ".join(done.stdout.split())
+    done = offramp("points", "--frontier", address=address)
+    assert [row[0] for row in frontier_rows(done.stdout)] == [f"{step / 10:g}" for step in range(30)]
+    assert "of 2000 frames" in done.stdout
+
+
+@given(st.lists(st.floats(0.2, 1.1), min_size=1, max_size=40), st.integers(2, 12))
+def test_a_thinned_frontier_keeps_its_ends_and_its_order(costs: list[float], most: int) -> None:
+    points = [FrontierPoint(float(index), cost, 0.5, (1.0,), 0) for index, cost in enumerate(costs)]
+    shown = thinned(points, most)
+    assert len(shown) <= most
+    assert (shown[0], shown[-1]) == (points[0], points[-1])
+    assert [point.lambda_ for point in shown] == sorted({point.lambda_ for point in shown})
 
 
 def test_health_is_an_exit_code(address: str) -> None:

@@ -39,6 +39,9 @@ controls = st.builds(
     min_exit=exits,
     max_exit=exits,
     max_cost=st.none() | finite,
+    max_mean_cost=st.none() | finite,
+    max_accuracy_drop=st.none() | finite,
+    confidence=st.none() | finite,
 )
 
 
@@ -60,6 +63,7 @@ def test_zero_is_sent_and_none_is_not() -> None:
         (Control(max_exit=-1), "frame.control.max_exit"),
         (Control(min_exit=2**32), "frame.control.min_exit"),
         (Control(lambda_="large"), "frame.control.lambda"),  # type: ignore[arg-type]
+        (Control(max_mean_cost="low"), "frame.control.max_mean_cost"),  # type: ignore[arg-type]
     ],
 )
 def test_a_value_that_does_not_fit_names_its_field(control: Control, field: str) -> None:
@@ -121,6 +125,17 @@ def test_a_model_is_read_whole() -> None:
     assert read.default_thresholds == {Policy.ENTROPY: 0.3}
     assert [point.control.lambda_ for point in read.operating_points] == [8.0, 0.0]
     assert read.operating_points[0].exit_fractions == (0.97, 0.02, 0.01, 0)
+    assert read.frontier is not None
+    assert (read.frontier.frames, len(read.frontier.points)) == (2000, 30)
+    point = read.frontier.points[1]
+    assert (point.lambda_, point.mean_cost, point.accuracy, point.losses) == (0.1, 0.6, 0.895, 12)
+    assert point.exit_fractions == (0.5, 0, 0, 0.5)
+
+
+def test_a_model_without_a_frontier_has_none() -> None:
+    bare = model()
+    bare.ClearField("frontier")
+    assert convert.model_from_wire(bare).frontier is None
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from offramp_client import Control, FrameError, InvalidRequestError, OverloadedError, Policy, Result
+from offramp_client.types import ControlFields
 
 
 def test_none_leaves_a_field_as_it_is() -> None:
@@ -24,6 +25,27 @@ def test_one_threshold_stands_in_place_of_several() -> None:
     assert Control(exit_thresholds=(0.1, 0.2)).with_fields(threshold=0.5) == Control(threshold=0.5)
     both = Control().with_fields(threshold=0.5, exit_thresholds=(0.1, 0.2))
     assert both == Control(threshold=0.5, exit_thresholds=(0.1, 0.2))
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({"lambda_": 0.0}, Control(max_exit=3, lambda_=0.0)),
+        ({"max_mean_cost": 0.4}, Control(max_exit=3, max_mean_cost=0.4)),
+        ({"max_accuracy_drop": 0.02}, Control(max_exit=3, max_accuracy_drop=0.02)),
+        ({"confidence": 0.9}, Control(max_exit=3, max_accuracy_drop=0.01, confidence=0.9)),
+        ({"max_exit": 2}, Control(max_exit=2, max_accuracy_drop=0.01, confidence=0.99)),
+    ],
+)
+def test_lambda_and_the_outcomes_take_each_others_place(fields: ControlFields, expected: Control) -> None:
+    before = Control(max_exit=3, max_accuracy_drop=0.01, confidence=0.99)
+    assert before.with_fields(**fields) == expected
+    assert before.under(Control().with_fields(**fields)) == expected
+
+
+def test_two_outcomes_at_once_are_left_for_the_server_to_refuse() -> None:
+    both = Control(lambda_=1.0).with_fields(max_mean_cost=0.4, max_accuracy_drop=0.01)
+    assert both == Control(max_mean_cost=0.4, max_accuracy_drop=0.01)
 
 
 def test_a_narrower_control_wins_field_by_field() -> None:

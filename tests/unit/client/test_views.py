@@ -91,6 +91,9 @@ def test_controls_in_words() -> None:
     assert control_text(Control(Policy.ENTROPY, 0.5, 0.25)) == "entropy τ 0.25"
     assert control_text(Control(Policy.FIXED, 0.0, 0.5)) == "fixed"
     assert control_text(Control(Policy.ROUTER, 0.0, 0.5, (0.9, 0.8, 0.7))) == "router λ 0 τ 0.9/0.8/0.7"
+    assert control_text(Control(Policy.ROUTER, 0.35, 0.5, max_mean_cost=0.4)) == "router λ 0.35 for cost ≤ 0.4"
+    drop = Control(Policy.ROUTER, 0.35, 0.5, max_accuracy_drop=0.01, confidence=0.95)
+    assert control_text(drop) == "router λ 0.35 for drop ≤ 0.01"
     assert control_text(Control()) == ""
 
 
