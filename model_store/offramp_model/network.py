@@ -62,6 +62,10 @@ class NetworkConfig(BaseModel):
             )
         if list(self.router_lambdas) != sorted(set(self.router_lambdas)):
             raise ValueError("router_lambdas must be strictly ascending")
+        if self.router_kind == "bank" and self.router_temperature is not None:
+            raise ValueError("router_temperature belongs to router_kind `forecast`: leave it out for `bank`")
+        if self.router_kind == "forecast" and self.router_lambdas:
+            raise ValueError("router_lambdas belongs to router_kind `bank`: leave it out for `forecast`")
         if list(self.head_pooling) != [part for part in PARTS if part in self.head_pooling] or not self.head_pooling:
             raise ValueError(f"head_pooling must name some of {', '.join(PARTS)}, each once and in this order")
         return self

@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from offramp_model.network import MultiExitResNet, NetworkConfig
 from offramp_model.routers import ForecastRouter, exit_signals, signal_count
@@ -82,3 +83,17 @@ def test_exits_from_statistics_are_those_of_the_stages(config: NetworkConfig) ->
     assert stages[-1].router_output is None
     for stage, output in zip(stages, router_outputs, strict=False):
         torch.testing.assert_close(stage.router_output, output)
+
+
+@pytest.mark.parametrize(
+    ("fields", "complaint"),
+    [
+        ({"router_temperature": 0.1}, "belongs to router_kind `forecast`"),
+        ({"router_kind": "forecast", "router_lambdas": (0.0, 1.0)}, "belongs to router_kind `bank`"),
+        ({"head_pooling": ("grid", "average")}, "each once and in this order"),
+        ({"head_pooling": ()}, "must name some of"),
+    ],
+)
+def test_a_network_that_contradicts_itself_is_refused(fields: dict[str, object], complaint: str) -> None:
+    with pytest.raises(ValidationError, match=complaint):
+        NetworkConfig.model_validate(fields)

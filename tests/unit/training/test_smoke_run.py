@@ -218,4 +218,4 @@ def test_a_frontier_is_published_for_those_who_ask_for_an_outcome(forecast_run: 
 
 def test_a_network_that_fills_in_what_training_finds_is_refused() -> None:
     with pytest.raises(JobError, match=r"give forecast\.temperatures instead"):
-        load_config("smoke", ["network.router_temperature=0.1"])
+        load_config("smoke", ["network.router_kind=forecast", "network.router_temperature=0.1"])
