@@ -50,12 +50,14 @@ def cost_table(config: NetworkConfig) -> CostTable:
         shortcut = channels * width if stride != 1 or channels != width else 0
         backbone += (9 * channels * width + shortcut + 9 * width * width * (2 * depth - 1)) * size**2
         channels = width
-        # heads and routers are matrix products alone: a MAC for each weight
-        extras += _weights(network.heads[index]) + (_weights(network.routers[index]) if index < len(network.routers) else 0)
+        extras += matrix_macs(network.heads[index]) + (matrix_macs(network.routers[index]) if index < len(network.routers) else 0)
         exit_macs.append(backbone + extras)
     return CostTable(full_macs=backbone + channels * config.classes, exit_macs=tuple(exit_macs))
 
 
-def _weights(module: nn.Module) -> int:
-    """Elements of a module's weight matrices; biases and temperatures add, they do not multiply."""
+def matrix_macs(module: nn.Module) -> int:
+    """MACs of a module of matrix products alone, a head or a router, for one frame: one for each weight.
+
+    Biases and temperatures add, they do not multiply.
+    """
     return sum(parameter.numel() for name, parameter in module.named_parameters() if "weight" in name)

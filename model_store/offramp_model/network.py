@@ -37,8 +37,8 @@ class NetworkConfig(BaseModel):
     input_size: PositiveInt = 32
     """Height and width of the images, in pixels."""
     head_kind: Literal["gap_mlp", "pooled_stats"] = "gap_mlp"
-    """`gap_mlp` sees the global average alone, as in the paper; `pooled_stats` sees the parts that `head_pooling` names, at
-    every exit but the last, whose map is small enough for its average to say it all."""
+    """`gap_mlp` sees the global average alone, as in the paper; `pooled_stats` sees the parts that `head_pooling` names; at
+    the last exit it too sees the average alone, like the plain network's classifier."""
     head_pooling: tuple[PoolingPart, ...] = ("average", "max", "deviation", "grid")
     """What a `pooled_stats` head sees of its exit's feature map."""
     head_cascade: bool = False

@@ -12,7 +12,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from offramp_model.costs import cost_table
+from offramp_model.costs import cost_table, matrix_macs
 from offramp_model.network import Head, NetworkConfig
 from offramp_training.assembly import load_backbone
 from offramp_training.cache import Features, open_features
@@ -129,10 +129,9 @@ def measure(job: JobConfig, run: RunDirectory, train: Features, held_out: Featur
 
 
 def head_macs(config: NetworkConfig) -> list[int]:
-    """Multiply-accumulates of each exit's head: one for each weight of its matrices."""
+    """Multiply-accumulates of each exit's head."""
     with torch.device("meta"):
-        heads = [Head(config, exit) for exit in range(1, config.exits + 1)]
-    return [sum(parameter.numel() for parameter in head.parameters() if parameter.dim() == 2) for head in heads]
+        return [matrix_macs(Head(config, exit)) for exit in range(1, config.exits + 1)]
 
 
 def write_table(results: Sequence[Mapping[str, Any]]) -> str:

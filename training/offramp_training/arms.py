@@ -11,9 +11,7 @@ import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
-from offramp_training.bank import train_bank
 from offramp_training.config import JobConfig
 from offramp_training.heads import train_heads
 from offramp_training.routers import train_routers
@@ -56,8 +54,7 @@ def train_arms(job: JobConfig, run: RunDirectory) -> None:
         if arm.kind == "bank":
             _borrow(run if arm.replica == 0 else _borrowing(run, f"own-{arm.replica}"), arm.run, ("heads",))
         say(STEP, f"{arm.kind}, seed {arm.replica}")
-        steps = (("heads", train_heads), ("routers", train_bank if arm.job.network.router_kind == "bank" else train_routers))
-        for name, train in steps:
+        for name, train in (("heads", train_heads), ("routers", train_routers)):
             if not arm.run.is_done(name):
                 train(arm.job, arm.run)
     run.finish(STEP, job, started)
@@ -75,6 +72,6 @@ def _borrowing(run: RunDirectory, name: str) -> RunDirectory:
 def _borrow(lender: RunDirectory, borrower: RunDirectory, steps: Sequence[str]) -> None:
     borrower.root.mkdir(parents=True, exist_ok=True)
     for step in steps:
-        link: Path = borrower.root / step
+        link = borrower.root / step
         if not link.is_symlink():
             link.symlink_to(os.path.relpath(lender.root / step, borrower.root))
