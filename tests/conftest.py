@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,10 @@ settings.register_profile("offramp", deadline=None, suppress_health_check=[Healt
 settings.load_profile("offramp")
 
 
+HAS_NNCF = importlib.util.find_spec("nncf") is not None and importlib.util.find_spec("openvino") is not None
+"""Whether bundles get OpenVINO graphs here; tests that need them are skipped where not."""
+
+
 def _run_smoke(root: Path, *overrides: str) -> Path:
     import torch
 
@@ -19,6 +24,8 @@ def _run_smoke(root: Path, *overrides: str) -> Path:
     from offramp_training.run_directory import RunDirectory
     from offramp_training.steps import run_steps
 
+    if not HAS_NNCF:
+        overrides += ("export.graphs=false",)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # several threads on so small a network cost more than they bring, on a busy machine ten times more
     run_steps(load_config("smoke", [f"publish.store={root.parent / 'store'}", *overrides]), RunDirectory(root))
@@ -37,10 +44,12 @@ FORECAST = (
     "network.head_cascade=true",
     "network.router_kind=forecast",
     "routers.lambdas=[0, 0.02, 0.05, 0.1, 0.2, 0.5, 2]",
-    "forecast.steps=60",
+    "forecast={steps: 60, weight_decays: [0.01, 0.1], folds: 3}",
     "proof.replicas=2",
     "proof.beside=[bank, paper]",
     "proof.bank_lambdas=[0, 1, 5]",
+    "proof.rule_steps=20",
+    "evaluate.recode_quality=50",
     "publish.version=2",
 )
 """What makes the forecast run out of the smoke preset."""

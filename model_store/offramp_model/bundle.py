@@ -1,6 +1,6 @@
 """The bundle: one published version of one model, checked file by file before a byte of it is used.
 
-    <store>/<name>/<version>/manifest.json  weights.safetensors  metrics.json  README.md  plots/
+    <store>/<name>/<version>/manifest.json  weights.safetensors  metrics.json  README.md  plots/  openvino/
 
 The manifest carries the sha256 of every other file. Weights are safetensors: nothing is ever unpickled.
 """
@@ -8,11 +8,12 @@ The manifest carries the sha256 of every other file. Weights are safetensors: no
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import re
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -24,7 +25,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from offramp_model.costs import CostTable, cost_table
-from offramp_model.network import MultiExitResNet, NetworkConfig
+from offramp_model.drift import DriftKind, DriftReference, Histogram
+from offramp_model.factories import FactoryError, FactoryNotAllowedError, build_network
+from offramp_model.graphs import Graphs, graph_files
+from offramp_model.network import Architecture, MultiExitNetwork, NetworkConfig
 from offramp_model.outcomes import Fraction, Frontier
 
 MANIFEST = "manifest.json"
@@ -94,7 +98,7 @@ class Manifest(_Part):
     format_version: Literal[1] = 1
     name: Annotated[str, Field(pattern=NAME_PATTERN)]
     version: PositiveInt
-    architecture: Literal["multi-exit-resnet"] = "multi-exit-resnet"
+    architecture: Architecture = "multi-exit-resnet"
     network: NetworkConfig
     labels: tuple[str, ...]
     preprocessing: Preprocessing
@@ -109,6 +113,10 @@ class Manifest(_Part):
     operating_points: tuple[OperatingPoint, ...]
     frontier: Frontier | None = None
     """Measured under the default control at every other λ; None where callers can't ask for outcomes."""
+    drift_reference: DriftReference | None = None
+    """Measured under the default control; None in bundles from before there was one."""
+    graphs: Graphs | None = None
+    """What is to say of the OpenVINO graphs; None where the bundle carries none."""
     provenance: Provenance
     files: dict[str, Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]]
     """sha256 of every other file of the bundle, by path inside it."""
@@ -116,6 +124,8 @@ class Manifest(_Part):
     @model_validator(mode="after")
     def _consistent(self) -> Manifest:
         exits = self.network.exits
+        if self.architecture != self.network.architecture:
+            raise ValueError(f"architecture is {self.architecture} and the network's is {self.network.architecture}")
         if len(self.labels) != self.network.classes:
             raise ValueError(f"labels names {len(self.labels)} classes and the network has {self.network.classes}")
         if len(self.exit_accuracies) != exits:
@@ -138,7 +148,19 @@ class Manifest(_Part):
                 raise ValueError("a frontier needs one threshold in default_control and in default_thresholds of `router`")
             if any(len(point.exit_fractions) != exits for point in self.frontier.points):
                 raise ValueError(f"every point of frontier must give exit_fractions of {exits} exits")
+        if self.drift_reference is not None and len(self.drift_reference.exit_counts) != exits:
+            raise ValueError(f"drift_reference must give exit_counts of {exits} exits")
+        if self.graphs is not None and len(self.graphs.exit_accuracies) != exits:
+            raise ValueError(f"graphs must give exit_accuracies of {exits} exits")
         return self
+
+    def drift_histograms(self) -> dict[DriftKind, Histogram]:
+        """What live frames under the default control are held against: exits and confidences, or as much as was measured."""
+        if self.drift_reference is not None:
+            return self.drift_reference.histograms()
+        frames = self.frontier.frames if self.frontier is not None else math.inf
+        point = next((point for point in self.operating_points if point.control == self.default_control), None)
+        return {} if point is None else {"exit": Histogram(point.exit_fractions, frames)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,15 +169,20 @@ class Bundle:
 
     path: Path
     manifest: Manifest
+    allowed_factories: frozenset[str] = frozenset()
+    """Factories that may be imported to build its network; what the bundle itself says of that doesn't count."""
 
-    def load_network(self) -> MultiExitResNet:
-        """Build the network in float32, in evaluation mode. Raises BundleError when weights do not fit it."""
+    def load_network(self) -> MultiExitNetwork:
+        """Build the network in float32, in evaluation mode. Raises BundleError when weights or stages do not fit it."""
         path = self.path / WEIGHTS
         try:
             tensors = load_file(path)
         except (SafetensorError, OSError) as error:
             raise BundleError(path, f"not a safetensors file ({error})") from error
-        network = MultiExitResNet(self.manifest.network)
+        try:
+            network = build_network(self.manifest.network, self.allowed_factories)
+        except FactoryError as error:
+            raise BundleError(self.path / MANIFEST, str(error)) from error
         wanted = network.state_dict()
         lacking = sorted(wanted.keys() - tensors.keys()) + sorted(tensors.keys() - wanted.keys())
         if lacking:
@@ -170,8 +197,9 @@ class Bundle:
 class BundleStore:
     """The bundles under one folder, found by name and version."""
 
-    def __init__(self, root: Path) -> None:
-        self.root = root
+    def __init__(self, root: Path, allowed_factories: Collection[str] = ()) -> None:
+        """`allowed_factories`: code, named `package.module:function`, that bundles may build their networks with."""
+        self.root, self._allowed_factories = root, frozenset(allowed_factories)
 
     def names(self) -> list[str]:
         """Names of models with at least one version, sorted."""
@@ -198,15 +226,18 @@ class BundleStore:
             version = versions[-1]
         if version not in versions:
             raise BundleNotFoundError(f"model {name!r} has no version {version}: it has {', '.join(map(str, versions))}")
-        bundle = open_bundle(self.root / name / str(version))
+        bundle = open_bundle(self.root / name / str(version), self._allowed_factories)
         if (bundle.manifest.name, bundle.manifest.version) != (name, version):
             found = f"{bundle.manifest.name} version {bundle.manifest.version}"
             raise BundleError(bundle.path / MANIFEST, f"is of {found}, and lies in the folder of {name} version {version}")
         return bundle
 
 
-def open_bundle(path: Path) -> Bundle:
-    """Read the manifest and check every file's digest. Raises BundleError naming the file and the reason."""
+def open_bundle(path: Path, allowed_factories: Collection[str] = ()) -> Bundle:
+    """Read the manifest and check every file's digest; imports nothing.
+
+    Raises BundleError naming the file and the reason; one is that the network's factory is not among those allowed.
+    """
     manifest_path = path / MANIFEST
     try:
         manifest = Manifest.model_validate_json(manifest_path.read_bytes())
@@ -216,8 +247,15 @@ def open_bundle(path: Path) -> Bundle:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "manifest"
         raise BundleError(manifest_path, f"not a manifest of format {FORMAT_VERSION}: {where}: {first['msg']}") from error
+    factory = manifest.network.factory
+    if factory is not None and factory not in allowed_factories:
+        raise BundleError(manifest_path, str(FactoryNotAllowedError(factory)))
     if WEIGHTS not in manifest.files:
         raise BundleError(manifest_path, f"lists no digest of {WEIGHTS}")
+    if manifest.graphs is not None:
+        unlisted = sorted(set(graph_files(manifest.network.exits)) - manifest.files.keys())
+        if unlisted:
+            raise BundleError(manifest_path, f"lists no digest of {unlisted[0]}")
     for name, digest in manifest.files.items():
         file = path / name
         if not file.resolve().is_relative_to(path.resolve()):
@@ -226,7 +264,7 @@ def open_bundle(path: Path) -> Bundle:
             raise BundleError(file, "is missing")
         if sha256(file) != digest:
             raise BundleError(file, "does not match its sha256 in the manifest: the file is damaged or was changed")
-    return Bundle(path, manifest)
+    return Bundle(path, manifest, frozenset(allowed_factories))
 
 
 def sha256(path: Path) -> str:
@@ -242,6 +280,7 @@ def publish_bundle(store: Path, manifest: Manifest, tensors: Mapping[str, Tensor
     bundle to the file to copy there. Raises FileExistsError when the version is already published.
     """
     target = store / manifest.name / str(manifest.version)
+    allowed = {factory} if (factory := manifest.network.factory) else set()  # whoever publishes has built it already
     if target.exists():
         raise FileExistsError(f"{target} is already published: choose a new publish.version")
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -255,14 +294,14 @@ def publish_bundle(store: Path, manifest: Manifest, tensors: Mapping[str, Tensor
         digests = {p.relative_to(beside).as_posix(): sha256(p) for p in sorted(beside.rglob("*")) if p.is_file()}
         complete = manifest.model_copy(update={"files": digests})
         (beside / MANIFEST).write_text(complete.model_dump_json(indent=2) + "\n")
-        open_bundle(beside).load_network()
+        open_bundle(beside, allowed).load_network()
         beside.chmod(0o755)
         (beside / WEIGHTS).chmod(0o644)  # safetensors keeps it from other users, a server's among them
         os.rename(beside, target)
     except BaseException:
         shutil.rmtree(beside, ignore_errors=True)
         raise
-    return open_bundle(target)
+    return open_bundle(target, allowed)
 
 
 def half_overflows(tensors: Mapping[str, Tensor]) -> list[str]:

@@ -8,7 +8,9 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt
 from torch import nn
 
-from offramp_model.network import MultiExitResNet, NetworkConfig
+from offramp_model.conv_trunk import ConvTrunk
+from offramp_model.network import Head, MultiExitNetwork, NetworkConfig
+from offramp_model.residual import count_macs
 
 
 class CostTable(BaseModel):
@@ -38,25 +40,40 @@ class CostTable(BaseModel):
 
 def cost_table(config: NetworkConfig) -> CostTable:
     """Count a network's MACs from its configuration."""
-    size, channels = config.input_size, config.widths[0]
-    backbone = config.input_channels * 9 * channels * size**2  # the stem
-    extras = 0
-    exit_macs = []
     with torch.device("meta"):
-        network = MultiExitResNet(config)
-    for index, (width, depth) in enumerate(zip(config.widths, config.blocks, strict=True)):
-        stride = 1 if index == 0 else 2
-        size = -(-size // stride)
-        shortcut = channels * width if stride != 1 or channels != width else 0
-        backbone += (9 * channels * width + shortcut + 9 * width * width * (2 * depth - 1)) * size**2
-        channels = width
-        extras += matrix_macs(network.heads[index]) + (matrix_macs(network.routers[index]) if index < len(network.routers) else 0)
+        network = MultiExitNetwork(config, nn.Identity(), ())  # what hangs on the backbone
+    backbone = extras = 0
+    exit_macs = []
+    for exit, (_, macs) in enumerate(backbone_stages(config), start=1):
+        backbone += macs
+        extras += head_macs(network.head(exit))
+        if exit <= len(network.routers):
+            extras += matrix_macs(network.routers[exit - 1])
         exit_macs.append(backbone + extras)
-    return CostTable(full_macs=backbone + channels * config.classes, exit_macs=tuple(exit_macs))
+    return CostTable(full_macs=backbone + matrix_macs(network.classifier), exit_macs=tuple(exit_macs))
+
+
+def backbone_stages(config: NetworkConfig) -> list[tuple[int, int]]:
+    """Of each stage the size of its feature map in pixels and the MACs of its part of the backbone, the stem's in the first.
+
+    Raises ValueError where they are those of a factory's stages, and no dry run has found them.
+    """
+    if config.factory is None:
+        image = (config.input_channels, config.input_size)
+        return list(count_macs(image, config.stem, config.widths, config.blocks, config.block))
+    if not config.stage_macs:
+        raise ValueError(f"stage_macs of the stages that {config.factory} returns are not known")
+    return list(zip(config.stage_sizes, config.stage_macs, strict=True))
+
+
+def head_macs(head: Head) -> int:
+    """MACs of an exit's classifier for one frame."""
+    first, _, output = head
+    return (first.macs() if isinstance(first, ConvTrunk) else matrix_macs(first)) + matrix_macs(output)
 
 
 def matrix_macs(module: nn.Module) -> int:
-    """MACs of a module of matrix products alone, a head or a router, for one frame: one for each weight.
+    """MACs of a module of matrix products alone, such as a router, for one frame: one for each weight.
 
     Biases and temperatures add, they do not multiply.
     """

@@ -1,6 +1,7 @@
-"""The multi-exit network: a ResNet with a CIFAR stem, an exit head after every residual group, routers between them.
+"""The multi-exit network: a backbone in stages, such as a ResNet's groups, an exit head after each, routers between them.
 
-He et al. 2016 (residual groups, basic blocks); the paper, section 4.1 (heads on pooled features). Routers: routers.py.
+The paper, section 4.1 (heads on pooled features). Residual groups: residual.py; stages of any other make: factories.py;
+routers: routers.py.
 """
 
 from __future__ import annotations
@@ -15,12 +16,19 @@ import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
 from torch import Tensor, nn
 
+from offramp_model.conv_trunk import MAP, ConvTrunk
+from offramp_model.residual import NARROWING, BlockKind, StemKind, make_groups, make_stem, stem_channels
 from offramp_model.routers import ForecastRouter, RouterBank
 
+Architecture = Literal["multi-exit-resnet", "multi-exit-stages"]
 PoolingPart = Literal["average", "max", "deviation", "grid"]
 PARTS: tuple[PoolingPart, ...] = get_args(PoolingPart)
+StatisticsPart = PoolingPart | Literal["map"]
+"""`map` is a finer grid, which `conv` heads see; it comes after all others, where it is there at all."""
 GRID = 4
 """Cells along each side of the coarse grid of averages."""
+FACTORY_PATTERN = r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*$"
+"""A factory's name, `package.module:function`."""
 
 
 class NetworkConfig(BaseModel):
@@ -29,16 +37,27 @@ class NetworkConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     widths: tuple[PositiveInt, ...] = Field(default=(64, 128, 256, 512), min_length=1)
-    """Channels of each residual group; an exit follows each group, so their number is the number of exits K."""
-    blocks: tuple[PositiveInt, ...] = Field(default=(2, 2, 2, 2), min_length=1)
-    """Basic blocks of each residual group; (2, 2, 2, 2) is ResNet-18, (3, 4, 6, 3) is ResNet-34."""
+    """Channels that each stage gives; an exit follows each stage, so their number is the number of exits K."""
+    blocks: tuple[PositiveInt, ...] = (2, 2, 2, 2)
+    """Blocks of each residual group; (2, 2, 2, 2) is ResNet-18, (3, 4, 6, 3) is ResNet-34, and with bottleneck blocks and
+    widths (256, 512, 1024, 2048) ResNet-50."""
+    block: BlockKind = "basic"
+    stem: StemKind = "cifar"
+    factory: Annotated[str, Field(pattern=FACTORY_PATTERN)] | None = None
+    """`package.module:function` that returns the stages, in place of a ResNet: see factories.py. `blocks`, `block` and `stem`
+    then say nothing, and `widths`, `stage_sizes` and `stage_macs` are what a dry run of the stages found."""
+    stage_sizes: tuple[PositiveInt, ...] = ()
+    """Height and width of the feature map that each of a factory's stages gives, in pixels."""
+    stage_macs: tuple[PositiveInt, ...] = ()
+    """Multiply-accumulates of each of a factory's stages for one image."""
     classes: PositiveInt = 10
     input_channels: PositiveInt = 3
     input_size: PositiveInt = 32
     """Height and width of the images, in pixels."""
-    head_kind: Literal["gap_mlp", "pooled_stats"] = "gap_mlp"
-    """`gap_mlp` sees the global average alone, as in the paper; `pooled_stats` sees the parts that `head_pooling` names; at
-    the last exit it too sees the average alone, like the plain network's classifier."""
+    head_kind: Literal["gap_mlp", "pooled_stats", "conv"] = "gap_mlp"
+    """`gap_mlp` sees the global average alone, as in the paper; `pooled_stats` sees the parts that `head_pooling` names; `conv`
+    has small convolutions over an 8×8 map of averages. At the last exit these two too see the average alone, like the plain
+    network's classifier."""
     head_pooling: tuple[PoolingPart, ...] = ("average", "max", "deviation", "grid")
     """What a `pooled_stats` head sees of its exit's feature map."""
     head_cascade: bool = False
@@ -56,10 +75,17 @@ class NetworkConfig(BaseModel):
 
     @model_validator(mode="after")
     def _consistent(self) -> NetworkConfig:
-        if len(self.widths) != len(self.blocks):
+        if self.factory is not None:
+            if self.stage_macs and not len(self.widths) == len(self.stage_sizes) == len(self.stage_macs):
+                raise ValueError("widths, stage_sizes and stage_macs must have the same length")
+        elif len(self.widths) != len(self.blocks):
             raise ValueError(
                 f"widths names {len(self.widths)} residual groups and blocks {len(self.blocks)}: give both the same length"
             )
+        elif self.stage_sizes or self.stage_macs:
+            raise ValueError("stage_sizes and stage_macs belong to a factory's stages: leave them out")
+        elif self.block == "bottleneck" and any(width % NARROWING for width in self.widths):
+            raise ValueError(f"widths must be multiples of {NARROWING} where block is `bottleneck`")
         if list(self.router_lambdas) != sorted(set(self.router_lambdas)):
             raise ValueError("router_lambdas must be strictly ascending")
         if self.router_kind == "bank" and self.router_temperature is not None:
@@ -76,48 +102,40 @@ class NetworkConfig(BaseModel):
         return bool(self.router_lambdas) if self.router_kind == "bank" else self.router_temperature is not None
 
     @property
+    def architecture(self) -> Architecture:
+        """What a manifest calls it: a ResNet, or stages from a factory."""
+        return "multi-exit-resnet" if self.factory is None else "multi-exit-stages"
+
+    @property
     def exits(self) -> int:
         """K, the number of exits."""
         return len(self.widths)
 
 
-class BasicBlock(nn.Module):
-    """Two 3×3 convolutions with batch norm and a shortcut."""
-
-    def __init__(self, channels_in: int, channels_out: int, stride: int) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(channels_in, channels_out, 3, stride, 1, bias=False)
-        self.norm1 = nn.BatchNorm2d(channels_out)
-        self.conv2 = nn.Conv2d(channels_out, channels_out, 3, 1, 1, bias=False)
-        self.norm2 = nn.BatchNorm2d(channels_out)
-        self.shortcut: nn.Module = nn.Identity()
-        if stride != 1 or channels_in != channels_out:
-            projection = nn.Conv2d(channels_in, channels_out, 1, stride, bias=False)
-            self.shortcut = nn.Sequential(projection, nn.BatchNorm2d(channels_out))
-        nn.init.zeros_(self.norm2.weight)  # the block begins as the identity (Goyal et al. 2017, section 5.1)
-
-    def forward(self, x_NCHW: Tensor) -> Tensor:
-        """Features of the block, shape (N, channels_out, H / stride, W / stride)."""
-        y_NCHW = F.relu(self.norm1(self.conv1(x_NCHW)))
-        return F.relu(self.norm2(self.conv2(y_NCHW)) + self.shortcut(x_NCHW))
-
-
 class Head(nn.Sequential):
-    """An exit's classifier: a two-layer MLP on statistics of its feature map, divided by a calibrated temperature."""
+    """An exit's classifier, divided by a calibrated temperature.
+
+    A two-layer MLP on statistics of the exit's feature map, or a ConvTrunk in place of the first layer.
+    """
 
     def __init__(self, config: NetworkConfig, exit: int) -> None:
-        self.parts: tuple[PoolingPart, ...] = ("average",)
-        if config.head_kind == "pooled_stats" and exit < config.exits:
-            self.parts = config.head_pooling
+        channels, last = config.widths[exit - 1], exit == config.exits
+        self.parts: tuple[StatisticsPart, ...] = ("average",)
+        if config.head_kind != "gap_mlp" and not last:
+            self.parts = config.head_pooling if config.head_kind == "pooled_stats" else ("map",)
         self.cascade = config.head_cascade
-        inputs = sum(part_columns(part, config.widths[exit - 1]) for part in self.parts)
-        inputs += config.classes * (exit - 1) if self.cascade else 0
-        super().__init__(nn.Linear(inputs, config.head_hidden), nn.ReLU(), nn.Linear(config.head_hidden, config.classes))
+        earlier = config.classes * (exit - 1) if self.cascade else 0
+        first: nn.Module
+        if self.parts == ("map",):
+            first = ConvTrunk(channels, earlier, config.head_hidden)
+        else:
+            first = nn.Linear(sum(part_columns(part, channels) for part in self.parts) + earlier, config.head_hidden)
+        super().__init__(first, nn.ReLU(), nn.Linear(config.head_hidden, config.classes))
         self.temperature: Tensor
         self.register_buffer("temperature", torch.ones(()))
 
     def inputs(self, statistics_NS: Tensor, earlier_NEC: Tensor) -> Tensor:
-        """What the MLP sees: statistics of this head's parts and, in a cascade, the earlier exits' log-probabilities."""
+        """What the first layer sees: statistics of this head's parts and, in a cascade, the earlier exits' log-probabilities."""
         return torch.cat([statistics_NS, earlier_NEC.log_softmax(-1).flatten(-2)], -1) if self.cascade else statistics_NS
 
     def forward(self, inputs_NI: Tensor) -> Tensor:
@@ -145,22 +163,17 @@ class StageOutput:
         return self.logits_NEC[:, -1]
 
 
-class MultiExitResNet(nn.Module):
+class MultiExitNetwork(nn.Module):
     """Backbone, heads and routers. Exits are counted from 1 to K, as everywhere outside tensors."""
 
-    def __init__(self, config: NetworkConfig) -> None:
+    def __init__(self, config: NetworkConfig, stem: nn.Module, groups: Sequence[nn.Module]) -> None:
+        """`groups` are the stages' backbone, (N, C, H, W) → (N, C', H', W') each; the stem runs before the first."""
         super().__init__()
         self.config = config
-        first, last = config.widths[0], config.widths[-1]
-        self.stem = nn.Sequential(nn.Conv2d(config.input_channels, first, 3, 1, 1, bias=False), nn.BatchNorm2d(first), nn.ReLU())
-        self.groups = nn.ModuleList()
-        channels = first
-        for index, (width, depth) in enumerate(zip(config.widths, config.blocks, strict=True)):
-            strides = [1 if index == 0 else 2] + [1] * (depth - 1)
-            inputs = [channels] + [width] * (depth - 1)
-            self.groups.append(nn.Sequential(*(BasicBlock(i, width, s) for i, s in zip(inputs, strides, strict=True))))
-            channels = width
-        self.classifier = nn.Linear(last, config.classes)  # the plain backbone's own, for training it and as the reference
+        self.stem = stem
+        self.groups = nn.ModuleList(groups)
+        # the plain backbone's own, for training it and as the reference
+        self.classifier = nn.Linear(config.widths[-1], config.classes)
         self.heads = nn.ModuleList(Head(config, exit) for exit in range(1, config.exits + 1))
         self.routers = nn.ModuleList(make_routers(config) if config.has_routers else ())
 
@@ -204,21 +217,26 @@ class MultiExitResNet(nn.Module):
         """The logits of no exits at all, shape (count, 0, classes): what stage 1 gets."""
         return self.classifier.weight.new_zeros(count, 0, self.config.classes)
 
-    def statistics(self, images_NCHW: Tensor) -> list[Tensor]:
-        """Of each exit all that heads and routers ever see of the images: every part, of the last exit the average alone."""
+    def statistics(self, images_NCHW: Tensor, maps: bool | None = None) -> list[Tensor]:
+        """Of each exit all that heads and routers ever see of the images: every part, of the last exit the average alone.
+
+        The maps that `conv` heads see are among them where `maps` says so, by default where the heads are such.
+        """
         features_NCHW, statistics = self.stem(images_NCHW), []
         for exit, group in enumerate(self.groups, start=1):
             features_NCHW = group(features_NCHW)
-            statistics.append(pool_parts(features_NCHW, self._cached_parts(exit)))
+            statistics.append(pool_parts(features_NCHW, self._cached_parts(exit, maps)))
         return statistics
 
-    def statistics_columns(self) -> list[int]:
+    def statistics_columns(self, maps: bool | None = None) -> list[int]:
         """How many statistics each exit has."""
         widths = enumerate(self.config.widths, start=1)
-        return [sum(part_columns(part, width) for part in self._cached_parts(exit)) for exit, width in widths]
+        return [sum(part_columns(part, width) for part in self._cached_parts(exit, maps)) for exit, width in widths]
 
-    def _cached_parts(self, exit: int) -> tuple[PoolingPart, ...]:
-        return PARTS if exit < self.config.exits else PARTS[:1]
+    def _cached_parts(self, exit: int, maps: bool | None) -> tuple[StatisticsPart, ...]:
+        if exit == self.config.exits:
+            return PARTS[:1]
+        return (*PARTS, "map") if (self.config.head_kind == "conv" if maps is None else maps) else PARTS
 
     def exits(self, statistics: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
         """Class logits of every exit, shape (N, K, classes), and each router's output, from what `statistics` gave."""
@@ -230,6 +248,16 @@ class MultiExitResNet(nn.Module):
             if exit <= len(self.routers):
                 router_outputs.append(self.routers[exit - 1](statistics_NS[:, :width], logits_NEC))
         return logits_NEC, router_outputs
+
+
+class MultiExitResNet(MultiExitNetwork):
+    """The network on a ResNet's residual groups."""
+
+    def __init__(self, config: NetworkConfig) -> None:
+        if config.factory is not None:
+            raise ValueError(f"the stages come from {config.factory}: see factories.build_network")
+        stem = make_stem(config.stem, config.input_channels, stem_channels(config.widths, config.block))
+        super().__init__(config, stem, make_groups(config.widths, config.blocks, config.block))
 
 
 def make_routers(config: NetworkConfig) -> list[RouterBank | ForecastRouter]:
@@ -244,10 +272,10 @@ def pool(features_NCHW: Tensor) -> Tensor:
     return features_NCHW.mean(dim=(2, 3))
 
 
-def pool_parts(features_NCHW: Tensor, parts: Sequence[PoolingPart]) -> Tensor:
+def pool_parts(features_NCHW: Tensor, parts: Sequence[StatisticsPart]) -> Tensor:
     """Statistics of each channel over the map, part after part, shape (N, Σ part_columns).
 
-    Average, maximum, population standard deviation, and averages over the cells of a GRID × GRID grid.
+    Average, maximum, population standard deviation, and averages over the cells of a GRID × GRID grid and of a MAP × MAP one.
     """
     pooled = []
     for part in parts:
@@ -256,18 +284,27 @@ def pool_parts(features_NCHW: Tensor, parts: Sequence[PoolingPart]) -> Tensor:
         elif part == "max":
             pooled.append(features_NCHW.amax(dim=(2, 3)))
         elif part == "deviation":
-            pooled.append(features_NCHW.var(dim=(2, 3), correction=0).sqrt())
+            variance_NC = features_NCHW.var(dim=(2, 3), correction=0)
+            # a dead channel's root has no gradient: without the floor it would be infinite times zero
+            pooled.append(variance_NC.clamp_min(torch.finfo(variance_NC.dtype).tiny).sqrt())
         else:
-            pooled.append(F.adaptive_avg_pool2d(features_NCHW, GRID).flatten(1))
+            pooled.append(F.adaptive_avg_pool2d(features_NCHW, GRID if part == "grid" else MAP).flatten(1))
     return torch.cat(pooled, 1)
 
 
-def part_columns(part: PoolingPart, channels: int) -> int:
+def part_columns(part: StatisticsPart, channels: int) -> int:
     """How many statistics a part has."""
-    return channels * (GRID * GRID if part == "grid" else 1)
+    return channels * {"grid": GRID * GRID, "map": MAP * MAP}.get(part, 1)
 
 
-def select_parts(statistics_NS: Tensor, channels: int, parts: Sequence[PoolingPart]) -> Tensor:
-    """Some of the parts, shape (…, Σ part_columns), out of an exit's statistics as `MultiExitResNet.statistics` gives them."""
-    ends = dict(zip(PARTS, itertools.accumulate(part_columns(part, channels) for part in PARTS), strict=True))
+def select_parts(statistics_NS: Tensor, channels: int, parts: Sequence[StatisticsPart]) -> Tensor:
+    """Some of the parts, shape (…, Σ part_columns), out of an exit's statistics as `MultiExitNetwork.statistics` gives them.
+
+    The map, which goes with no other part, is not copied: those of all training images may be more than memory holds.
+    """
+    if tuple(parts) == ("map",):
+        return statistics_NS[..., -part_columns("map", channels) :]
+    ends: dict[StatisticsPart, int] = dict(
+        zip(PARTS, itertools.accumulate(part_columns(part, channels) for part in PARTS), strict=True)
+    )
     return torch.cat([statistics_NS[..., ends[part] - part_columns(part, channels) : ends[part]] for part in parts], -1)

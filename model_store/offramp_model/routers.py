@@ -60,16 +60,19 @@ def exit_signals(logits_NEC: Tensor) -> Tensor:
     probability that it gives to that guess.
     """
     probabilities_NEC = logits_NEC.softmax(-1)
-    entropy_NE = torch.special.entr(probabilities_NEC).sum(-1)
+    log_sum_exp_NE = logits_NEC.logsumexp(-1)
+    entropy_NE = log_sum_exp_NE - (probabilities_NEC * logits_NEC).sum(-1)
     now_NC, now_logits_NC = probabilities_NEC[:, -1], logits_NEC[:, -1]
     largest_NT = now_NC.topk(min(LARGEST, now_NC.shape[-1])).values
     two_N2 = now_logits_NC.topk(min(2, now_NC.shape[-1])).values
-    signals = [largest_NT, two_N2[:, :1] - two_N2[:, -1:], entropy_NE[:, -1:], now_logits_NC.logsumexp(-1, keepdim=True)]
+    signals = [largest_NT, two_N2[:, :1] - two_N2[:, -1:], entropy_NE[:, -1:], log_sum_exp_NE[:, -1:]]
     if logits_NEC.shape[1] > 1:
         earlier_NEC = probabilities_NEC[:, :-1]
         confidence_NE, guess_NE = earlier_NEC.max(-1)
         guess_N1 = now_NC.argmax(-1, keepdim=True)
-        given_NE = earlier_NEC.gather(2, guess_N1[:, None].expand(-1, earlier_NEC.shape[1], 1)).squeeze(2)
+        # no gather: OpenVINO 2026.4 converts this one wrongly
+        guessed_N1C = guess_N1[:, :, None] == torch.arange(now_NC.shape[-1], device=guess_N1.device)
+        given_NE = (earlier_NEC * guessed_N1C).sum(-1)
         signals += [confidence_NE, entropy_NE[:, :-1], (guess_NE == guess_N1).to(given_NE.dtype), given_NE]
     return torch.cat(signals, 1)
 

@@ -12,7 +12,8 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from offramp_model.costs import cost_table, matrix_macs
+from offramp_model.costs import cost_table
+from offramp_model.costs import head_macs as macs_of_head
 from offramp_model.network import Head, NetworkConfig
 from offramp_training.assembly import load_backbone
 from offramp_training.cache import Features, open_features
@@ -52,13 +53,19 @@ def ablate(job: JobConfig, run: RunDirectory, variants: Variants, out: Path) -> 
     """Train and measure each variant into <out>/<variant>.json, and write <out>/ablation.md.
 
     Of the run only backbone and cache are read. A finished variant is skipped, a cut-off one resumed: its heads lie in
-    <out>/<variant>/. Raises JobError before anything is trained where a variant can't be, or has results of other settings.
+    <out>/<variant>/. Convolutional heads are left out where the cache holds no feature maps. Raises JobError before anything
+    is trained where a variant can't be, or has results of other settings.
     """
     for step in ("backbone", "cache"):
         check_config(job, run, step)
         run.result(step)
     train, held_out = (open_features(run.root / "cache", part, job.network.exits) for part in ("train", "held_out"))
-    jobs = {name: variant_job(job, name, settings) for name, settings in variants.items()}
+    jobs = {}
+    for name, settings in variants.items():
+        if settings.get("network.head_kind") == "conv" and not job.cache.feature_maps:
+            say(STEP, f"{name}: left out, since the cache of {run.root} holds no feature maps (cache.feature_maps)")
+        else:
+            jobs[name] = variant_job(job, name, settings)
     for name, variant in jobs.items():
         training_views(variant, train)
         check_config(variant, RunDirectory(out / name), HEADS)
@@ -131,7 +138,7 @@ def measure(job: JobConfig, run: RunDirectory, train: Features, held_out: Featur
 def head_macs(config: NetworkConfig) -> list[int]:
     """Multiply-accumulates of each exit's head."""
     with torch.device("meta"):
-        return [matrix_macs(Head(config, exit)) for exit in range(1, config.exits + 1)]
+        return [macs_of_head(Head(config, exit)) for exit in range(1, config.exits + 1)]
 
 
 def write_table(results: Sequence[Mapping[str, Any]]) -> str:

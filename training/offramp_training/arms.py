@@ -38,10 +38,10 @@ def list_arms(job: JobConfig, run: RunDirectory) -> list[Arm]:
         own = Arm("own", replica, own_job, run if replica == 0 else _borrowing(run, f"own-{replica}"))
         arms.append(own)
         if "bank" in job.proof.beside:
-            bank_job = _with_network(own_job, router_kind="bank")
+            bank_job = _with_bank(own_job)
             arms.append(Arm("bank", replica, bank_job, _borrowing(run, f"bank-{replica}")))
         if "paper" in job.proof.beside:
-            paper_job = _with_network(own_job, head_kind="gap_mlp", head_cascade=False, router_kind="bank")
+            paper_job = _with_bank(own_job, head_kind="gap_mlp", head_cascade=False)
             arms.append(Arm("paper", replica, paper_job, _borrowing(run, f"paper-{replica}")))
     return arms
 
@@ -60,8 +60,10 @@ def train_arms(job: JobConfig, run: RunDirectory) -> None:
     run.finish(STEP, job, started)
 
 
-def _with_network(job: JobConfig, **fields: object) -> JobConfig:
+def _with_bank(job: JobConfig, **fields: object) -> JobConfig:
+    """The job with the paper's routers, whatever grid and width the published ones have."""
     routers = job.routers.model_copy(update={"lambdas": job.proof.bank_lambdas})
+    fields |= {"router_kind": "bank", "router_hidden": job.proof.bank_router_hidden}
     return job.model_copy(update={"network": job.network.model_copy(update=fields), "routers": routers})
 
 

@@ -1,9 +1,11 @@
-"""Step 1: train the plain network; everything after it keeps it frozen (paper, section 4.1)."""
+"""Step 1: train the plain network (paper, section 4.1), or network and exits together; whatever comes after keeps it frozen."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +15,11 @@ import torch.nn.functional as F
 from lightning_fabric import Fabric
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
-from offramp_model.network import MultiExitResNet
+from offramp_model.costs import cost_table
+from offramp_model.network import MultiExitNetwork
+from offramp_training.assembly import new_network
 from offramp_training.config import BackboneConfig, JobConfig, JobError
 from offramp_training.convolution import choose_convolution
 from offramp_training.data import (
@@ -28,6 +32,7 @@ from offramp_training.data import (
     resize,
     split_held_out,
 )
+from offramp_training.joint import JointNetwork, joint_loss
 from offramp_training.run_directory import RunDirectory, progress_bar, say
 
 STEP = "backbone"
@@ -44,19 +49,34 @@ class _Images:
     std: tuple[float, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class _Task:
+    """What is trained: a module from images to class logits, (N, classes) or (N, outputs, classes), and its loss.
+
+    Of several outputs the last is the plain full network's. `result` gives the network to keep.
+    """
+
+    module: nn.Module
+    loss: Callable[[Tensor, Tensor], Tensor]
+    result: Callable[[], MultiExitNetwork]
+
+
 def train_backbone(job: JobConfig, run: RunDirectory) -> None:
     """Write backbone.safetensors and split.npz; a checkpoint an epoch makes a cut-off run resumable."""
     started = time.time()
     config, folder = job.backbone, run.folder(STEP)
+    if config.joint is not None and job.network.head_kind == "conv":
+        raise JobError("network.head_kind: backbone.joint trains heads of kind `pooled_stats` or `gap_mlp`, not `conv`")
     fabric = Fabric(accelerator=config.accelerator, devices=config.devices, precision=config.precision)
     fabric.launch()
     fabric.seed_everything(job.seed, verbose=False)
     images = _load(job)
-    network, sgd = _model_and_optimizer(job)
+    network = new_network(job.network)
     if config.start_from is not None:
         load_weights(network, config.start_from)
     choose_convolution(network, job, fabric.device)
-    model, optimizer = fabric.setup(network, sgd, move_to_device=True)
+    task = _task(job, network, fabric.device)
+    model, optimizer = fabric.setup(task.module, _optimizer(task.module, config), move_to_device=True)
     sizes = [phase.size for phase in config.phases for _ in range(phase.epochs)]
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer,
@@ -79,27 +99,29 @@ def train_backbone(job: JobConfig, run: RunDirectory) -> None:
     for epoch in range(len(state["history"]), len(sizes)):
         size, begun = sizes[epoch], time.time()
         generator = torch.Generator().manual_seed(hash((job.seed, epoch)) % 2**63)  # of integers, so alike in every process
-        loss = _train_epoch(fabric, (model, optimizer, schedule), images, size, config, generator)
-        accuracy = _held_out_accuracy(fabric, model, images, size)
+        loss = _train_epoch(fabric, (model, optimizer, schedule), task.loss, images, size, config, generator)
+        accuracies = _held_out_accuracies(fabric, model, images, size)
         seconds = time.time() - begun
-        state["history"].append({"epoch": epoch + 1, "size": size, "loss": loss, "held_out_accuracy": accuracy})
+        state["history"].append({"epoch": epoch + 1, "size": size, "loss": loss, **_named(accuracies)})
         state["seconds"] += seconds
         _save(fabric, checkpoint, state)
-        say(STEP, f"epoch {epoch + 1}/{len(sizes)} at {size} px: loss {loss:.3f}, held-out {accuracy:.4f}, {seconds:.0f} s")
+        said = ", ".join(f"{accuracy:.4f}" for accuracy in accuracies)
+        say(STEP, f"epoch {epoch + 1}/{len(sizes)} at {size} px: loss {loss:.3f}, held-out {said}, {seconds:.0f} s")
 
     if fabric.is_global_zero:
-        accuracy = _held_out_accuracy(fabric, model, images, job.network.input_size)
-        save_file({name: t.contiguous().cpu() for name, t in model.module.state_dict().items()}, folder / "backbone.safetensors")
+        accuracies = _held_out_accuracies(fabric, model, images, job.network.input_size)
+        tensors = {name: tensor.contiguous().cpu() for name, tensor in task.result().state_dict().items()}
+        save_file(tensors, folder / "backbone.safetensors")
         figures = {
             "earlier_seconds": earlier_seconds,
             "classes": images.data.classes,
             "mean": images.mean,
             "std": images.std,
-            "held_out_accuracy": accuracy,
+            **_named(accuracies),
             "history": state["history"],
         }
         run.finish(STEP, job, started, **figures)
-        say(STEP, f"done: held-out accuracy of the full network {accuracy:.4f}")
+        say(STEP, f"done: held-out accuracy of the full network {accuracies[-1]:.4f}")
     fabric.barrier()
 
 
@@ -114,7 +136,7 @@ def _load(job: JobConfig) -> _Images:
     return _Images(data, train_N, held_out_N, mean, std)
 
 
-def load_weights(network: MultiExitResNet, path: Path) -> None:
+def load_weights(network: MultiExitNetwork, path: Path) -> None:
     """Take over the backbone of a safetensors file; its classifier too, where it has as many classes.
 
     Raises JobError where the file can't be read or holds another network.
@@ -130,17 +152,24 @@ def load_weights(network: MultiExitResNet, path: Path) -> None:
     network.load_state_dict({name: tensors[name] for name in wanted if name not in unfit}, strict=False)
 
 
-def _model_and_optimizer(job: JobConfig) -> tuple[MultiExitResNet, torch.optim.Optimizer]:
-    model = MultiExitResNet(job.network)
-    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's annotations lack it
-    model.heads.requires_grad_(False)
+def _task(job: JobConfig, network: MultiExitNetwork, device: torch.device) -> _Task:
+    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's annotations lack it
+    smoothing = job.backbone.label_smoothing
+    if (config := job.backbone.joint) is None:
+        network.heads.requires_grad_(False)
+        return _Task(network, partial(F.cross_entropy, label_smoothing=smoothing), lambda: network)
+    joint, cost_K = JointNetwork(network), torch.tensor(cost_table(job.network).ratios, device=device)
+    return _Task(joint, partial(joint_loss, cost_K=cost_K, config=config, label_smoothing=smoothing), joint.folded)
+
+
+def _optimizer(module: nn.Module, config: BackboneConfig) -> torch.optim.Optimizer:
     # no decay on norms and biases (Goyal et al. 2017, section 5.3)
-    trained = [p for p in model.parameters() if p.requires_grad]
+    trained = [p for p in module.parameters() if p.requires_grad]
     groups = [
-        {"params": [p for p in trained if p.ndim > 1], "weight_decay": job.backbone.weight_decay},
+        {"params": [p for p in trained if p.ndim > 1], "weight_decay": config.weight_decay},
         {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
     ]
-    return model, torch.optim.SGD(groups, lr=job.backbone.peak_rate, momentum=job.backbone.momentum, nesterov=True)
+    return torch.optim.SGD(groups, lr=config.peak_rate, momentum=config.momentum, nesterov=True)
 
 
 def _save(fabric: Fabric, path: Path, state: dict[str, Any]) -> None:
@@ -152,7 +181,13 @@ def _save(fabric: Fabric, path: Path, state: dict[str, Any]) -> None:
 
 
 def _train_epoch(
-    fabric: Fabric, training: tuple[Any, Any, Any], images: _Images, size: int, config: BackboneConfig, generator: torch.Generator
+    fabric: Fabric,
+    training: tuple[Any, Any, Any],
+    loss_of: Callable[[Tensor, Tensor], Tensor],
+    images: _Images,
+    size: int,
+    config: BackboneConfig,
+    generator: torch.Generator,
 ) -> float:
     """One pass over the training images; every device takes its share of each batch. Returns the mean loss in nats."""
     model, optimizer, schedule = training
@@ -168,9 +203,8 @@ def _train_epoch(
             batch_NCHW = normalise(cropped, images.mean, images.std)
             if config.cut_out:
                 batch_NCHW = cut_out(batch_NCHW, config.cut_out, generator)
-            logits_NC = model(resize(batch_NCHW[share], size).to(fabric.device))
-            labels_N = images.data.labels_N[batch_N[share]].to(fabric.device)
-            loss = F.cross_entropy(logits_NC.float(), labels_N, label_smoothing=config.label_smoothing)
+            logits = model(resize(batch_NCHW[share], size).to(fabric.device))
+            loss = loss_of(logits.float(), images.data.labels_N[batch_N[share]].to(fabric.device))
             optimizer.zero_grad()
             fabric.backward(loss)
             optimizer.step()
@@ -183,11 +217,20 @@ def _train_epoch(
 
 
 @torch.no_grad()
-def _held_out_accuracy(fabric: Fabric, model: Any, images: _Images, size: int) -> float:
+def _held_out_accuracies(fabric: Fabric, model: Any, images: _Images, size: int) -> list[float]:
+    """Of every output of the model."""
     model.eval()
-    right = 0
+    guesses = []
     for batch_N in torch.split(images.held_out_N, 500):
         batch_NCHW = normalise(images.data.images_NCHW[batch_N], images.mean, images.std)
-        logits_NC = model(resize(batch_NCHW, size).to(fabric.device))
-        right += int((logits_NC.argmax(1).cpu() == images.data.labels_N[batch_N]).sum())
-    return right / len(images.held_out_N)
+        logits = model(resize(batch_NCHW, size).to(fabric.device))
+        guesses.append(logits.argmax(-1).cpu().view(len(batch_N), -1))
+    right_NE = torch.cat(guesses) == images.data.labels_N[images.held_out_N, None]
+    accuracies: list[float] = right_NE.double().mean(0).tolist()
+    return accuracies
+
+
+def _named(accuracies: list[float]) -> dict[str, Any]:
+    """For a result file: the plain full network's and, where they were trained with it, the exits'."""
+    *exits, full = accuracies
+    return {"held_out_accuracy": full} | ({"exit_accuracies": exits} if exits else {})

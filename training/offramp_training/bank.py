@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from offramp_model.costs import cost_table
-from offramp_model.network import MultiExitResNet, select_parts
+from offramp_model.network import MultiExitNetwork, select_parts
 from offramp_model.routers import RouterBank
 from offramp_training.assembly import Standardiser, load_with_heads
 from offramp_training.cache import open_features
@@ -101,7 +101,7 @@ def router_costs(job: JobConfig) -> tuple[float, ...]:
 
 
 @torch.no_grad()
-def _table(network: MultiExitResNet, statistics: list[Tensor], labels_N: Tensor, standardisers: list[Standardiser]) -> Table:
+def _table(network: MultiExitNetwork, statistics: list[Tensor], labels_N: Tensor, standardisers: list[Standardiser]) -> Table:
     """log p(y|x,z=k) under the calibrated heads, and the routers' standardised inputs."""
     logits_NKC, _ = network.exits(statistics)
     log_likelihood_NK = (
@@ -111,7 +111,7 @@ def _table(network: MultiExitResNet, statistics: list[Tensor], labels_N: Tensor,
     return Table([standardise(average_NC) for standardise, average_NC in averages], log_likelihood_NK)
 
 
-def _averages(network: MultiExitResNet, statistics: Sequence[Tensor]) -> list[Tensor]:
+def _averages(network: MultiExitNetwork, statistics: Sequence[Tensor]) -> list[Tensor]:
     """The pooled features that the bank sees, of every exit but the last."""
     return [select_parts(s_NS, width, ("average",)) for s_NS, width in zip(statistics[:-1], network.config.widths, strict=False)]
 

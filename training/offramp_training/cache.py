@@ -12,7 +12,7 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor
 
-from offramp_model.network import MultiExitResNet
+from offramp_model.network import MultiExitNetwork
 from offramp_training.assembly import load_backbone
 from offramp_training.config import JobConfig
 from offramp_training.convolution import choose_convolution
@@ -24,7 +24,7 @@ STEP = "cache"
 
 @dataclass(frozen=True, slots=True)
 class Features:
-    """Statistics of N images in V views, as `MultiExitResNet.statistics` gives them: for each exit (N, V, statistics).
+    """Statistics of N images in V views, as `MultiExitNetwork.statistics` gives them: for each exit (N, V, statistics).
 
     Lazily read; `labels_N` int64.
     """
@@ -64,7 +64,7 @@ def cache_features(job: JobConfig, run: RunDirectory) -> None:
 
 @torch.no_grad()
 def write_features(
-    job: JobConfig, run: RunDirectory, network: MultiExitResNet, data: LabelledImages, folder: Path, part: str, views: int
+    job: JobConfig, run: RunDirectory, network: MultiExitNetwork, data: LabelledImages, folder: Path, part: str, views: int
 ) -> None:
     """Write <part>-exit<k>.npy and <part>-labels.npy; goes on after the last whole chunk of a cut-off attempt."""
     backbone = run.result("backbone")
@@ -80,7 +80,7 @@ def write_features(
             dtype=np.dtype(job.cache.stored_as),
             shape=(len(data), views, columns),
         )
-        for exit, columns in enumerate(network.statistics_columns(), start=1)
+        for exit, columns in enumerate(network.statistics_columns(job.cache.feature_maps), start=1)
     ]
     np.save(folder / f"{part}-labels.npy", data.labels_N.numpy())
     fabric = Fabric(accelerator=job.backbone.accelerator, devices=1, precision=job.cache.precision)
@@ -95,7 +95,8 @@ def write_features(
                 seed = derive_seed(job.seed, STEP, part, first, view)
                 images = _view(data.images_NCHW[rows], view, job.backbone.crop_padding, seed)
                 with fabric.autocast():
-                    statistics = network.statistics(normalise(images, backbone["mean"], backbone["std"]).to(fabric.device))
+                    normalised = normalise(images, backbone["mean"], backbone["std"]).to(fabric.device)
+                    statistics = network.statistics(normalised, job.cache.feature_maps)
                 for file, statistics_NS in zip(files, statistics, strict=True):
                     file[rows, view] = statistics_NS.float().cpu().numpy()
                 advance(len(images))

@@ -17,12 +17,15 @@ from pydantic import (
     PositiveFloat,
     PositiveInt,
     ValidationError,
+    field_validator,
     model_validator,
 )
 
+from offramp_model.factories import measure_stages
 from offramp_model.network import NetworkConfig
+from offramp_training.utilities import Utility
 
-PRESETS = ("cifar10", "cifar10-paper", "smoke")
+PRESETS = ("cifar10", "cifar10-joint", "cifar10-paper", "smoke")
 Precision = Literal["32-true", "bf16-mixed"]
 """bf16 helps where the processor has it (AMX, AVX512-BF16, CUDA); elsewhere it is far slower than float32."""
 
@@ -66,10 +69,24 @@ class SizePhase(_Section):
     epochs: PositiveInt
 
 
+class JointConfig(_Section):
+    """How the exits are trained together with the backbone (docs/joint.md)."""
+
+    lambdas: tuple[Annotated[float, Field(ge=0, allow_inf_nan=False)], ...] = Field(default=(0, 0.5, 1, 2), min_length=1)
+    """λ of the E-step, in nats per full network's compute; the responsibilities are means over them."""
+    floor: Annotated[float, Field(ge=0, le=1)] = 0.5
+    """Least weight of any exit on any image; their mean over the exits is 1."""
+    distillation: Annotated[float, Field(ge=0, le=1)] = 0.3
+    """Weight of the plain full network's softmax as the target of every exit; the label has the rest."""
+    distillation_temperature: PositiveFloat = 3.0
+
+
 class BackboneConfig(_Section):
     """One-cycle SGD with Nesterov momentum."""
 
     phases: tuple[SizePhase, ...] = Field(min_length=1)
+    joint: JointConfig | None = None
+    """Trains heads together with the backbone; where not given, the backbone is trained alone and the exits wait."""
     start_from: Path | None = None
     """Weights to go on from: another run's backbone.safetensors, or a bundle's weights.safetensors. On the same data keep the
     seed too, or images that are held out now were trained on before."""
@@ -97,6 +114,9 @@ class CacheConfig(_Section):
     train_views: PositiveInt = 1
     held_out_views: PositiveInt = 4
     """Routers learn from the held-out images alone, which are few: more views make up for some of that."""
+    feature_maps: bool = False
+    """Whether 8×8 maps of averages of each exit but the last are kept too, which `conv` heads are trained on: 57 kB more an
+    image and view for ResNet-18, six times as much as without."""
     batch_size: PositiveInt = 250
     stored_as: Literal["float16", "float32"] = "float16"
     precision: Precision = "32-true"
@@ -124,6 +144,9 @@ class HeadsConfig(_Section):
 class ForecastConfig(_Section):
     """How the routers of `network.router_kind: forecast` are fitted."""
 
+    utility: Utility = "probability"
+    """What they forecast of each exit, on a scale from 0 to 1: `probability`, that it is right, or `log_likelihood`, what it
+    gives to the label, at least 0.05. λ is in these units per full network's compute: accuracy, or 3.0 nats."""
     steps: PositiveInt = 600
     batch_size: PositiveInt = 2048
     rate: PositiveFloat = 1e-2
@@ -174,6 +197,8 @@ class EvaluateConfig(_Section):
     router_threshold: Annotated[float, Field(gt=0, le=1)] = 0.5
     sweep_points: Annotated[int, Field(ge=3)] = 41
     """Thresholds of each sweep over entropy, confidence and τ."""
+    recode_quality: Annotated[int, Field(ge=1, le=95)] | None = None
+    """Quality of one more JPEG coding of the test images, of which accuracies are reported too; not measured where not given."""
 
 
 class ProofConfig(_Section):
@@ -197,8 +222,30 @@ class ProofConfig(_Section):
         20,
     )
     """The grid of these banks, in nats per full network's compute."""
+    bank_router_hidden: PositiveInt = 16
+    """Hidden units of these banks' routers, whatever `network.router_hidden` is."""
+    reference: Path | None = None
+    """Another run's directory, or a bundle, whose figures the report sets beside this run's."""
     costs: tuple[PositiveFloat, ...] = (0.3, 0.35, 0.4, 0.45, 0.5, 0.6, 0.645, 0.75, 0.9)
     """Mean costs at which everything is compared; those that a system can't have stay empty."""
+    rule_steps: NonNegativeInt = 400
+    """Gradient steps of each rule that is fitted for the comparison, twice as many where one network learns every λ end to
+    end; 0 leaves out all that has to be fitted for the comparison alone."""
+
+
+class ExportConfig(_Section):
+    """OpenVINO graphs for the server on x86 (docs/backends.md)."""
+
+    graphs: bool = True
+    """Whether the bundle carries them."""
+    calibration_images: PositiveInt = 300
+    """At most this many held-out images, of the fit part, set the ranges of the int8 activations."""
+    max_accuracy_loss: Annotated[float, Field(ge=0, lt=1)] = 0.003
+    """What any exit may lose in int8: 0.003 is 0.3 percentage points."""
+    min_same_exit: Annotated[float, Field(ge=0, le=1)] = 0.98
+    """Least share of the images that leave at the same exit in int8 as in float32, under the default control."""
+    max_megabytes: PositiveFloat = 16.0
+    """Graphs larger than this many 10⁶ bytes are refused."""
 
 
 class PublishConfig(_Section):
@@ -228,6 +275,7 @@ class JobConfig(_Section):
     forecast: ForecastConfig = ForecastConfig()
     proof: ProofConfig = ProofConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
+    export: ExportConfig = ExportConfig()
     publish: PublishConfig
 
     @property
@@ -235,14 +283,26 @@ class JobConfig(_Section):
         """The seed of this replica's heads and routers."""
         return self.seed + 1_000_003 * self.replica
 
+    @field_validator("network")
+    @classmethod
+    def _measured(cls, network: NetworkConfig) -> NetworkConfig:
+        """With what a dry run of the factory's stages finds; whoever writes the configuration allows the factory."""
+        if network.factory is None or network.stage_macs:
+            return network
+        return measure_stages(network, {network.factory})
+
     @model_validator(mode="after")
     def _trainable(self) -> JobConfig:
         if self.network.router_lambdas:
             raise ValueError("network.router_lambdas is filled in by training: give routers.lambdas instead")
         if self.network.router_temperature is not None:
             raise ValueError("network.router_temperature is filled in by training: give forecast.temperatures instead")
+        if self.network.head_kind == "conv" and not self.cache.feature_maps:
+            raise ValueError("network.head_kind `conv` is trained on feature maps: set cache.feature_maps")
+        if self.network.head_kind == "conv" and self.backbone.joint is not None:
+            raise ValueError("backbone.joint trains heads of pooled statistics: choose another network.head_kind than `conv`")
         if self.network.exits < 2:
-            raise ValueError("network.widths names one residual group: routing needs at least two exits")
+            raise ValueError("network.widths names one stage: routing needs at least two exits")
         return self
 
 

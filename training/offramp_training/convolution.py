@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from offramp_model.network import MultiExitResNet
+from offramp_model.network import MultiExitNetwork
 from offramp_training.config import JobConfig, JobError
 from offramp_training.run_directory import say
 from offramp_training.winograd import CompilerMissingError, keep_freed_memory, use_winograd
@@ -13,7 +13,7 @@ _WIDE = 128
 """Channels below which a network is done before the extension would be compiled."""
 
 
-def choose_convolution(network: MultiExitResNet, job: JobConfig, device: torch.device) -> None:
+def choose_convolution(network: MultiExitNetwork, job: JobConfig, device: torch.device) -> None:
     """Switch a network to Winograd convolutions, if the configuration says so or `auto` finds them worthwhile for training.
 
     Raises JobError where they are asked for by name and can't be compiled.

@@ -1,7 +1,7 @@
 """Step 6: choose operating points on the select part, then measure every policy on the test split.
 
-The only reader of the test split. Nothing is chosen on it: every λ and threshold is fixed on the select part of the
-held-out images, which neither heads nor routers have seen, and the test split only tells what that choice gives.
+Nothing is chosen on the test split, which shift.py and attack.py alone read beside this: every λ and threshold is fixed on the
+select part of the held-out images, which neither heads nor routers have seen, and the test split only tells what that gives.
 """
 
 from __future__ import annotations
@@ -24,9 +24,11 @@ from offramp_training.cache import Features, open_features, write_features
 from offramp_training.calibration import quality
 from offramp_training.config import EvaluateConfig, JobConfig
 from offramp_training.data import load_images
-from offramp_training.heads import fit_and_select
+from offramp_training.drift import exits_and_confidences
+from offramp_training.parts import run_select_and_test
 from offramp_training.policies import Frames, Outcome
 from offramp_training.proof import prove
+from offramp_training.recoding import measure_recoded
 from offramp_training.run_directory import RunDirectory, say, write_json
 
 STEP = "evaluate"
@@ -42,21 +44,16 @@ def evaluate(job: JobConfig, run: RunDirectory) -> None:
     data = load_images(job.data, "test", job.network.input_size)
     write_features(job, run, load_backbone(job, run), data, folder, "test", views=1)
     test_features = open_features(folder, "test", job.network.exits)
-    select, test = _frames(job, run, held_out, test_features)
+    select, test = run_select_and_test(job, load_whole(job, run), held_out, test_features)
     metrics = measure(select, test, job)
     metrics["proof"] = prove(job, run, held_out, test_features)
     metrics["paper"] = _paper(job, run, held_out, test_features)
+    if job.evaluate.recode_quality is not None:
+        default = Control.model_validate(metrics["default_control"])
+        metrics["recoded"] = measure_recoded(job, run, folder, data, test, default, job.evaluate.recode_quality)
     write_json(folder / "metrics.json", metrics)
     run.finish(STEP, job, started, select_images=len(select.labels_N), test_images=len(data))
     say(STEP, metrics["routing_verdict"])
-
-
-def _frames(job: JobConfig, run: RunDirectory, held_out: Features, test: Features) -> tuple[Frames, Frames]:
-    """The select part and the test split under the network of a run."""
-    network = load_whole(job, run)
-    _, select_N = fit_and_select(job, held_out)
-    select = policies.run_exits(network, held_out.plain(select_N), held_out.labels_N[select_N])
-    return select, policies.run_exits(network, test.plain(torch.arange(len(test.labels_N))), test.labels_N)
 
 
 def _paper(job: JobConfig, run: RunDirectory, held_out: Features, test: Features) -> dict[str, Any] | None:
@@ -64,7 +61,7 @@ def _paper(job: JobConfig, run: RunDirectory, held_out: Features, test: Features
     arm = next((arm for arm in list_arms(job, run) if arm.kind == "paper"), None)
     if arm is None:
         return None
-    select, on_test = _frames(arm.job, arm.run, held_out, test)
+    select, on_test = run_select_and_test(arm.job, load_whole(arm.job, arm.run), held_out, test)
     measured = measure(select, on_test, arm.job)
     return {name: measured[name] for name in ("table", "exits", "routing_verdict", "collapsed")}
 
@@ -125,6 +122,7 @@ def measure(select: Frames, test: Frames, job: JobConfig) -> dict[str, Any]:
         },
         "operating_points": [p.model_dump(mode="json") for p in operating_points(select, sweeps, lambdas)],
         "frontier": measure_frontier(select, best["router"]).model_dump(mode="json"),
+        "drift_reference": exits_and_confidences(select, policies.choose_exits(select, best["router"])).model_dump(mode="json"),
         "default_control": best["router"].model_dump(mode="json"),
         "default_thresholds": {policy: control.threshold for policy, control in best.items()},
     }

@@ -7,7 +7,7 @@ later trains the routers; the select part is left alone until operating points a
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from itertools import product
@@ -20,8 +20,9 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Generator, Tensor, nn
 
+from offramp_model.conv_trunk import ConvTrunk
 from offramp_model.network import Head, select_parts
-from offramp_training.assembly import Standardiser, load_backbone, through_half
+from offramp_training.assembly import Standardiser, load_backbone, load_joint_heads, through_half
 from offramp_training.cache import Features, open_features
 from offramp_training.calibration import fit_temperature, quality
 from offramp_training.config import JobConfig, JobError
@@ -77,7 +78,10 @@ class Lesson:
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A head for standardised inputs, trained with one weight decay and one dropout, as it was after its best epoch."""
+    """A head for standardised inputs, trained with one weight decay and one dropout, as it was after its best epoch.
+
+    One that was trained with the backbone, and not since, has epoch 0.
+    """
 
     weight_decay: float
     dropout: float
@@ -106,16 +110,19 @@ def train_heads(job: JobConfig, run: RunDirectory) -> None:
     fit_N, select_N = fit_and_select(job, held_out)
     np.savez(folder / "parts.npz", fit=fit_N.numpy(), select=select_N.numpy())
     classifier = load_backbone(job, run).classifier
-    reports = train_exits(job, train, held_out, classifier, folder)
+    reports = train_exits(job, train, held_out, classifier, folder, load_joint_heads(job, run))
     full = quality(classifier(held_out.plain(select_N)[-1]), held_out.labels_N[select_N])
     run.finish(STEP, job, started, fit_images=len(fit_N), select_images=len(select_N), full_select=full.rounded(), exits=reports)
 
 
-def train_exits(job: JobConfig, train: Features, held_out: Features, classifier: nn.Module, folder: Path) -> list[dict[str, Any]]:
+def train_exits(
+    job: JobConfig, train: Features, held_out: Features, classifier: nn.Module, folder: Path, joint: Sequence[Head] = ()
+) -> list[dict[str, Any]]:
     """Train and calibrate the heads from the first to the last into heads.safetensors; a report of each exit.
 
     An exit whose exit<k>.json is in the folder is not trained again. `classifier` is the plain full network's, frozen, whose
-    softmax is distilled. Raises JobError where the cache holds fewer views than wanted.
+    softmax is distilled. `joint`, the heads that were trained with the backbone, are candidates too. Raises JobError where the
+    cache holds fewer views than wanted.
     """
     views, network = training_views(job, train), job.network
     fit_N, select_N = fit_and_select(job, held_out)
@@ -139,7 +146,7 @@ def train_exits(job: JobConfig, train: Features, held_out: Features, classifier:
             if finished:
                 advance(epochs)
             else:
-                head, report = _train_exit(job, exit, train_part, fit, select, teacher_NVC, advance)
+                head, report = _train_exit(job, exit, train_part, fit, select, teacher_NVC, joint[exit - 1 : exit], advance)
                 save_file({name: tensor.contiguous() for name, tensor in head.state_dict().items()}, weights)
                 write_json(figures, report)
                 _say(folder, report)
@@ -179,12 +186,14 @@ def _train_exit(
     fit: ExitPart,
     select: ExitPart,
     teacher_NVC: Tensor,
+    joint: Sequence[Head],
     advance: Callable[[int], None],
 ) -> tuple[Head, dict[str, Any]]:
     """The best candidate's head, folded, at half precision and calibrated, and its report."""
     head, generator = Head(job.network, exit), torch.Generator().manual_seed(derive_seed(job.fit_seed, STEP, exit))
     sample_N = torch.randperm(len(train.labels_N), generator=generator)[:STANDARDISED_ON]
-    standardise = Standardiser(train.inputs(head, sample_N, _random_views(train, len(sample_N), generator)))
+    map_columns = head[0].map_columns if isinstance(head[0], ConvTrunk) else 0
+    standardise = Standardiser(train.inputs(head, sample_N, _random_views(train, len(sample_N), generator)), map_columns)
     plain_N = torch.zeros_like(fit.labels_N)
     fit_inputs_NI = standardise(fit.inputs(head, torch.arange(len(plain_N)), plain_N))
     lesson = Lesson(train, teacher_NVC, standardise, fit_inputs_NI, fit.labels_N)
@@ -192,6 +201,7 @@ def _train_exit(
         _train_candidate(job, exit, lesson, decay, dropout, advance)
         for decay, dropout in product(job.heads.weight_decays, job.heads.dropouts)
     ]
+    candidates += [_as_it_came(head, lesson) for head in joint]
     best = min(candidates, key=lambda candidate: candidate.fit_nll)
     head = best.head.requires_grad_(False)
     standardise.fold_into(head)
@@ -208,6 +218,11 @@ def _train_exit(
         "select_after": after.rounded(),
         "candidates": [candidate.report() for candidate in candidates],
     }
+
+
+def _as_it_came(head: Head, lesson: Lesson) -> Candidate:
+    lesson.standardise.unfold_from(head)
+    return Candidate(0.0, 0.0, 0, lesson.fit_nll(head), head)
 
 
 def _train_candidate(
@@ -266,10 +281,11 @@ def _random_views(part: ExitPart, count: int, generator: Generator) -> Tensor:
 
 def _initialise(head: Head, generator: Generator) -> None:
     """Kaiming-uniform weights, zero biases, from a recorded seed."""
-    for layer in head:
-        if isinstance(layer, nn.Linear):
+    for layer in head.modules():
+        if isinstance(layer, nn.Linear | nn.Conv2d):
             nn.init.kaiming_uniform_(layer.weight, nonlinearity="relu", generator=generator)
-            nn.init.zeros_(layer.bias)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
 
 
 def _say(folder: Path, report: dict[str, Any]) -> None:

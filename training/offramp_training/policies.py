@@ -12,7 +12,7 @@ from torch import Tensor
 
 from offramp_model.bundle import Control
 from offramp_model.costs import CostTable, cost_table
-from offramp_model.network import MultiExitResNet
+from offramp_model.network import MultiExitNetwork
 from offramp_model.routing import Controls, HaltingRule, Policy, decide, halting_rule
 
 ROUTER_NAMES = {"bank": "EM routing", "forecast": "Forecast routing"}
@@ -68,7 +68,7 @@ class Frames:
 
 
 @torch.no_grad()
-def run_exits(network: MultiExitResNet, statistics: Sequence[Tensor], labels_N: Tensor) -> Frames:
+def run_exits(network: MultiExitNetwork, statistics: Sequence[Tensor], labels_N: Tensor) -> Frames:
     """Heads and routers of the whole network on cached statistics."""
     costs = cost_table(network.config)
     logits_NKC, router_outputs = network.exits(statistics)

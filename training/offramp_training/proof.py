@@ -1,7 +1,7 @@
 """Every way to choose exits at the same mean costs, over the seeds of heads and routers, with paired-bootstrap intervals.
 
-Everything is fitted on the fit part and chosen on the select part of the held-out images; the test split only tells what came
-of it.
+Everything is fitted on the fit part and chosen on the select part of the held-out images, save that cross-fitting uses both
+for both; the test split only tells what came of it.
 """
 
 from __future__ import annotations
@@ -14,50 +14,16 @@ import torch
 from torch import Tensor
 
 from offramp_model.bundle import Control
-from offramp_model.network import MultiExitResNet
-from offramp_model.routing import HaltingRule
-from offramp_training.arms import Arm, list_arms
+from offramp_training.arms import list_arms
 from offramp_training.assembly import load_whole
 from offramp_training.cache import Features
 from offramp_training.comparison.at_cost import AtCost, at_costs
 from offramp_training.comparison.bootstrap import over_replicas, paired_bootstrap, paired_bootstraps
-from offramp_training.comparison.halting import HaltingNetwork
-from offramp_training.comparison.induction import BackwardInduction
-from offramp_training.comparison.rules import ConfidenceThreshold, EntropyThreshold, ExitRule, FixedExit, Patience, first_exit
-from offramp_training.comparison.scores import LearnedScores
-from offramp_training.comparison.table import ExitTable
 from offramp_training.config import JobConfig
-from offramp_training.heads import fit_and_select
-from offramp_training.policies import ROUTER_NAMES, Frames, choose_exits, full_network, run_exits, run_policy
+from offramp_training.contenders import Part, list_rules
+from offramp_training.parts import run_fit, run_select_and_test
+from offramp_training.policies import ROUTER_NAMES, Frames, choose_exits, full_network, run_policy
 from offramp_training.run_directory import RunDirectory, progress_bar
-
-
-class RouterRule:
-    """Trained routers as a rule: leave where σ(s_k(λ)) ≥ 0.5; the knob is λ. Knows its frames' router outputs by table."""
-
-    continuous = True
-
-    def __init__(self, name: str, rule: HaltingRule, outputs: Sequence[tuple[ExitTable, list[Tensor]]]) -> None:
-        self.name, self._rule, self._outputs = name, rule, outputs
-
-    def knobs(self, select: ExitTable) -> list[float]:
-        """Zero, and 10⁻⁴ to 10³ in even steps of the logarithm."""
-        return [0.0, *torch.logspace(-4, 3, 141, dtype=torch.double).tolist()]
-
-    def exits(self, table: ExitTable, knob: float) -> Tensor:
-        """Exits at λ = knob, shape (N,)."""
-        outputs = next(outputs for known, outputs in self._outputs if known is table)
-        lambda_N = torch.full((len(table.labels_N),), knob)
-        logits = [self._rule.logit(exit, output, lambda_N) for exit, output in enumerate(outputs, start=1)]
-        return first_exit(torch.stack(logits, 1) >= 0)
-
-
-@dataclass(frozen=True, slots=True)
-class _Part:
-    """One part of the images under one arm's network."""
-
-    frames: Frames
-    table: ExitTable
 
 
 def prove(job: JobConfig, run: RunDirectory, held_out: Features, test: Features) -> dict[str, Any]:
@@ -68,8 +34,9 @@ def prove(job: JobConfig, run: RunDirectory, held_out: Features, test: Features)
     with progress_bar("comparing", len(arms)) as advance:
         for arm in arms:
             network = load_whole(arm.job, arm.run)
-            fit, select, on_test = _parts(arm, network, held_out, test)
-            for rule in _rules(arm, fit, select, on_test):
+            fit = Part.of(run_fit(arm.job, network, held_out))
+            select, on_test = map(Part.of, run_select_and_test(arm.job, network, held_out, test))
+            for rule in list_rules(arm, fit, held_out.views, select, on_test):
                 points = at_costs(rule, select.table, on_test.table, job.proof.costs)
                 results.setdefault(rule.name, []).append(points)
             if arm.kind == "own":
@@ -84,41 +51,6 @@ def prove(job: JobConfig, run: RunDirectory, held_out: Features, test: Features)
         "own_minus": {name: _differences(results[own], replicas, job.seed) for name, replicas in results.items() if name != own},
         "kept": _summarise_kept(kept, job.seed),
     }
-
-
-def _parts(arm: Arm, network: MultiExitResNet, held_out: Features, test: Features) -> tuple[_Part, _Part, _Part]:
-    fit_N, select_N = fit_and_select(arm.job, held_out)
-    views = held_out.labels_N[fit_N].repeat_interleave(held_out.views)
-    everything_N = torch.arange(len(test.labels_N))
-    fit = run_exits(network, held_out.all_views(fit_N), views)
-    select = run_exits(network, held_out.plain(select_N), held_out.labels_N[select_N])
-    on_test = run_exits(network, test.plain(everything_N), test.labels_N)
-    fit_part, select_part, test_part = (_Part(frames, _table(frames)) for frames in (fit, select, on_test))
-    return fit_part, select_part, test_part
-
-
-def _table(frames: Frames) -> ExitTable:
-    return ExitTable(frames.logits_NKC, frames.labels_N, torch.tensor(frames.costs.ratios, dtype=torch.double))
-
-
-def _rules(arm: Arm, fit: _Part, select: _Part, test: _Part) -> list[ExitRule]:
-    """What is compared on an arm's heads."""
-    outputs = [(part.table, part.frames.router_outputs) for part in (select, test)]
-    seed = arm.job.fit_seed
-    if arm.kind == "bank":
-        return [RouterRule("EM bank", select.frames.rule, outputs)]
-    if arm.kind == "paper":
-        return [EntropyThreshold("Entropy, paper's heads"), RouterRule("EM bank, paper's heads", select.frames.rule, outputs)]
-    return [
-        FixedExit(),
-        EntropyThreshold(),
-        ConfidenceThreshold(),
-        Patience(),
-        LearnedScores(fit.table, select.table, seed),
-        HaltingNetwork(fit.table, seed),
-        BackwardInduction(fit.table, seed),
-        RouterRule(ROUTER_NAMES[arm.job.network.router_kind], select.frames.rule, outputs),
-    ]
 
 
 def _summary(column: Sequence[AtCost | None]) -> dict[str, Any] | None:

@@ -1,4 +1,4 @@
-"""Step 8: the bundle that a server loads, checked on images after it was written."""
+"""Step 9: the bundle that a server loads, checked on images after it was written."""
 
 from __future__ import annotations
 
@@ -19,20 +19,22 @@ from offramp_model.bundle import (
     Control,
     Manifest,
     OperatingPoint,
-    Preprocessing,
     Provenance,
     publish_bundle,
 )
 from offramp_model.costs import cost_table
+from offramp_model.drift import DriftReference
+from offramp_model.graphs import Graphs, graph_files
 from offramp_model.network import NetworkConfig
 from offramp_model.outcomes import Frontier
 from offramp_training.assembly import load_whole
 from offramp_training.cache import open_features
 from offramp_training.config import JobConfig, JobError
 from offramp_training.data import LabelledImages, load_images, normalise
+from offramp_training.export import images_of_part, measure_fidelity, preprocessing_of
 from offramp_training.heads import fit_and_select
 from offramp_training.model_card import model_card
-from offramp_training.run_directory import RunDirectory, progress_bar, read_json, say
+from offramp_training.run_directory import RunDirectory, progress_bar, read_json, say, write_json
 
 STEP = "publish"
 FIGURES = ("pareto.png", "pareto.svg", "exits_over_lambda.png", "baselines.png")
@@ -44,6 +46,7 @@ def publish(job: JobConfig, run: RunDirectory) -> None:
     """Write <store>/<name>/<version>/ and recompute the accuracy of every exit from it."""
     started = time.time()
     run.result("report")
+    exported = run.result("export")["graphs"]
     network, metrics = load_whole(job, run), read_json(run.root / "evaluate" / "metrics.json")
     tensors = network.state_dict()
     size = sum(t.numel() * (2 if t.is_floating_point() else t.element_size()) for t in tensors.values())
@@ -52,12 +55,23 @@ def publish(job: JobConfig, run: RunDirectory) -> None:
     target = job.publish.store / job.publish.name / str(job.publish.version)
     if target.exists():
         raise JobError(f"publish.version: {target} is already published: choose a new version")
+    graphs, files = None, {f"plots/{name}": run.root / "report" / name for name in FIGURES}
+    if exported is not None:
+        fidelity = measure_fidelity(job, run, network, images_of_part(job, run, "select"))
+        fidelity.check(job.export)
+        metrics["graphs"] = exported | {"select": fidelity.report()}
+        graphs = Graphs(
+            made_by=exported["made_by"],
+            exit_accuracies=tuple(round(accuracy, 5) for accuracy in fidelity.int8_accuracies),
+            same_exit=round(fidelity.same_exit, 5),
+        )
+        files |= {name: run.root / "export" / name for name in graph_files(network.config.exits)}
+    manifest = _manifest(job, run, network.config, metrics, graphs)
     with tempfile.TemporaryDirectory() as scratch:
-        card = Path(scratch) / "README.md"
-        card.write_text(model_card(job, run, metrics))
-        files = {"metrics.json": run.root / "evaluate" / "metrics.json", "README.md": card}
-        files |= {f"plots/{name}": run.root / "report" / name for name in FIGURES}
-        bundle = publish_bundle(job.publish.store, _manifest(job, run, network.config, metrics), tensors, files)
+        files |= {name: Path(scratch) / name for name in ("metrics.json", "README.md")}
+        write_json(files["metrics.json"], metrics)
+        files["README.md"].write_text(model_card(job, run, metrics))
+        bundle = publish_bundle(job.publish.store, manifest, tensors, files)
     accuracies = verify(job, run, bundle)
     megabytes = round((bundle.path / WEIGHTS).stat().st_size / 1e6, 2)
     run.finish(
@@ -69,14 +83,17 @@ def publish(job: JobConfig, run: RunDirectory) -> None:
     )
 
 
-def _manifest(job: JobConfig, run: RunDirectory, config: NetworkConfig, metrics: dict[str, Any]) -> Manifest:
+def _manifest(
+    job: JobConfig, run: RunDirectory, config: NetworkConfig, metrics: dict[str, Any], graphs: Graphs | None
+) -> Manifest:
     backbone = run.result("backbone")
     return Manifest(
         name=job.publish.name,
         version=job.publish.version,
+        architecture=config.architecture,
         network=config,
         labels=tuple(backbone["classes"]),
-        preprocessing=Preprocessing(mean=tuple(backbone["mean"]), std=tuple(backbone["std"])),
+        preprocessing=preprocessing_of(run),
         costs=cost_table(config),
         default_control=Control.model_validate(metrics["default_control"]),
         default_thresholds=metrics["default_thresholds"],
@@ -84,6 +101,9 @@ def _manifest(job: JobConfig, run: RunDirectory, config: NetworkConfig, metrics:
         exit_accuracies=tuple(exit["select"]["accuracy"] for exit in metrics["exits"]),
         operating_points=tuple(OperatingPoint.model_validate(point) for point in metrics["operating_points"]),
         frontier=Frontier.model_validate(metrics["frontier"]),
+        graphs=graphs,
+        # a run that was evaluated before there was one can still be published
+        drift_reference=DriftReference.model_validate(metrics["drift_reference"]) if "drift_reference" in metrics else None,
         provenance=Provenance(
             created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             seed=job.seed,

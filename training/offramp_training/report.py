@@ -14,9 +14,12 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
+from offramp_training.beside import Reference, beside_markdown, load_reference
 from offramp_training.config import JobConfig
 from offramp_training.policies import ROUTER_NAMES
+from offramp_training.recoding import recoded_markdown
 from offramp_training.run_directory import RunDirectory, read_json, say
+from offramp_training.utilities import LAMBDA_UNITS
 
 STEP = "report"
 
@@ -28,8 +31,8 @@ COLOURS = {
     "exit": "#666666",
     "oracle": "#CC79A7",
     "full": "#000000",
+    "reference": "#E69F00",
 }
-UNITS = {"bank": "nats", "forecast": "accuracy"}
 DEPTHS = ("#CFE3F1", "#8FBCDC", "#4189BF", "#08447C", "#05294B")
 HEURISTICS = {"entropy": "BranchyNet (entropy)", "confidence": "Confidence"}
 STYLE: Any = {
@@ -62,20 +65,20 @@ def report(job: JobConfig, run: RunDirectory) -> None:
     started = time.time()
     run.result("evaluate")
     metrics = read_json(run.root / "evaluate" / "metrics.json")
-    folder = run.folder(STEP)
-    with _figure(folder / "pareto", 7.2, 4.6) as figure:
-        draw_pareto(figure.subplots(), metrics)
-    with _figure(folder / "exits_over_lambda", 7.2, 4.0) as figure:
-        draw_exits_over_lambda(figure.subplots(), metrics)
-    with _figure(folder / "baselines", 8.2, 4.2) as figure:
+    folder, reference = run.folder(STEP), load_reference(job)
+    with saved_figure(folder / "pareto", 7.2, 4.6) as figure:
+        draw_pareto(figure.subplots(), metrics, reference)
+    with saved_figure(folder / "exits_over_lambda", 7.2, 4.0) as figure:
+        draw_exits_over_lambda(figure.subplots(), metrics, lambda_unit(job))
+    with saved_figure(folder / "baselines", 8.2, 4.2) as figure:
         draw_baselines(figure, metrics)
-    (folder / "report.md").write_text(markdown(job, metrics))
+    (folder / "report.md").write_text(markdown(job, metrics, reference))
     run.finish(STEP, job, started)
     say(STEP, f"figures and report.md in {folder}")
 
 
 @contextmanager
-def _figure(path: Path, width: float, height: float) -> Iterator[Figure]:
+def saved_figure(path: Path, width: float, height: float) -> Iterator[Figure]:
     """A figure of that many inches, saved as PNG and SVG without a date."""
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(width, height), layout="constrained")
@@ -85,8 +88,11 @@ def _figure(path: Path, width: float, height: float) -> Iterator[Figure]:
         figure.savefig(path.with_suffix(".svg"), metadata={"Date": None})
 
 
-def draw_pareto(axes: Axes, metrics: dict[str, Any]) -> None:
+def draw_pareto(axes: Axes, metrics: dict[str, Any], reference: Reference | None = None) -> None:
     """Accuracy over cost on the test split: every policy's sweep, fixed exits and their mixtures, the oracle."""
+    if reference is not None:
+        points = sorted((p["test"]["mean_cost"], p["test"]["accuracy"]) for p in reference.metrics["sweeps"]["router"])
+        axes.plot(*zip(*points, strict=True), lw=1.4, color=COLOURS["reference"], label=f"routers of {reference.name}", zorder=3)
     hull = metrics["fixed_mixture_hull"]["test"]
     axes.plot(*zip(*hull, strict=True), "--", color=COLOURS["exit"], lw=1.2, label="mixtures of fixed exits", zorder=2)
     router = ROUTER_NAMES[metrics["router_kind"]]
@@ -114,7 +120,12 @@ def draw_pareto(axes: Axes, metrics: dict[str, Any]) -> None:
     axes.legend(loc="lower right", fontsize=9)
 
 
-def draw_exits_over_lambda(axes: Axes, metrics: dict[str, Any]) -> None:
+def lambda_unit(job: JobConfig) -> str:
+    """What λ = 1 charges for one full network's compute."""
+    return "nats" if job.network.router_kind == "bank" else LAMBDA_UNITS[job.forecast.utility]
+
+
+def draw_exits_over_lambda(axes: Axes, metrics: dict[str, Any], unit: str) -> None:
     """Where test frames leave for every λ of the grid, with the accuracy that results."""
     grid = metrics["lambdas"]
     points = {p["control"]["lambda_"]: p["test"] for p in metrics["sweeps"]["router"]}
@@ -128,7 +139,7 @@ def draw_exits_over_lambda(axes: Axes, metrics: dict[str, Any]) -> None:
     axes.plot(range(len(grid)), accuracies, "o-", ms=4, lw=1.4, color=COLOURS["entropy"], label="accuracy")
     axes.set_xticks(range(len(grid)), [f"{value:g}" for value in grid])
     axes.set(
-        xlabel=f"λ ({UNITS[metrics['router_kind']]} per full network's compute)",
+        xlabel=f"λ ({unit} per full network's compute)",
         ylabel="share of test frames, and accuracy",
         ylim=(0, 1),
     )
@@ -229,7 +240,7 @@ setting for the mean cost at the head of its column; "–": not to be had at tha
 {sentence}"""
 
 
-def markdown(job: JobConfig, metrics: dict[str, Any]) -> str:
+def markdown(job: JobConfig, metrics: dict[str, Any], reference: Reference | None = None) -> str:
     """The whole report."""
     return f"""# Results of the run
 
@@ -246,9 +257,9 @@ at exit 1 where none is. Random routing is the expectation.
 
 {exit_table(metrics["exits"], metrics["cost_ratios"])}
 
-{proof_markdown(metrics)}
+{recoded_markdown(metrics)}{proof_markdown(metrics)}
 
-{paper_markdown(job, metrics)}![accuracy over cost](pareto.png)
+{paper_markdown(job, metrics)}{beside_markdown(metrics, reference)}![accuracy over cost](pareto.png)
 
 ![exit distribution over λ](exits_over_lambda.png)
 

@@ -11,6 +11,7 @@ from offramp_training.backbone import train_backbone
 from offramp_training.cache import cache_features
 from offramp_training.config import ConfigError, JobConfig, validate
 from offramp_training.evaluate import evaluate
+from offramp_training.export import export
 from offramp_training.heads import train_heads
 from offramp_training.publish import publish
 from offramp_training.report import report
@@ -35,6 +36,7 @@ STEPS = (
     Step("arms", train_arms, ("proof",)),
     Step("evaluate", evaluate, ("evaluate",)),
     Step("report", report),
+    Step("export", export, ("export",)),
     Step("publish", publish, ("publish",)),
 )
 NAMES = tuple(step.name for step in STEPS)
@@ -49,6 +51,8 @@ FIRST_READ_BY = {
     "network.router_hidden": "routers",
     "data.synthetic_test": "evaluate",
     "proof.costs": "evaluate",
+    "proof.reference": "report",
+    "proof.rule_steps": "evaluate",
     "data.note": "report",
 }
 """Fields that are first read by a later step than the rest of their section."""
@@ -86,9 +90,9 @@ def check_config(job: JobConfig, run: RunDirectory, name: str) -> None:
     then = _fields_read(validate(merged, str(run.root / name)), name)
     now = _fields_read(job, name)
     for field in sorted(now):
-        if now[field] != then[field]:
+        if now[field] != then.get(field):
             raise ConfigError(
-                f"{field} is {now[field]} and step {name!r} in {run.root} was run with {then[field]}: put it back, "
+                f"{field} is {now[field]} and step {name!r} in {run.root} was run with {then.get(field)}: put it back, "
                 f"choose another --run-dir, or delete the folders of {name!r} and the steps after it"
             )
 
@@ -104,8 +108,11 @@ def _fields_read(job: JobConfig, name: str) -> dict[str, Any]:
             fields |= (
                 {f"{section}.{key}": value for key, value in values.items()} if isinstance(values, dict) else {section: values}
             )
+    first_read_by = FIRST_READ_BY
+    if job.backbone.joint is not None:  # then the backbone comes with heads
+        first_read_by = {field: step for field, step in first_read_by.items() if not field.startswith("network.head_")}
     return {
         field: value
         for field, value in fields.items()
-        if field not in NO_MATTER and NAMES.index(FIRST_READ_BY.get(field, NAMES[0])) <= position
+        if field not in NO_MATTER and NAMES.index(first_read_by.get(field, NAMES[0])) <= position
     }

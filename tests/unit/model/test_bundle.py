@@ -28,7 +28,9 @@ from offramp_model.bundle import (
     sha256,
 )
 from offramp_model.costs import cost_table
+from offramp_model.factories import build_network, measure_stages
 from offramp_model.network import MultiExitResNet, NetworkConfig
+from tests import stages
 
 CONFIG = NetworkConfig(
     widths=(4, 8), blocks=(1, 1), classes=3, input_size=8, head_hidden=5, router_hidden=3, router_lambdas=(0.0, 1.0)
@@ -152,6 +154,7 @@ def test_a_foreign_manifest_is_refused(bundle: Bundle, content: str) -> None:
     [
         ({"format_version": 2}, "format_version"),
         ({"architecture": "transformer"}, "architecture"),
+        ({"architecture": "multi-exit-stages"}, "architecture is multi-exit-stages and the network's is multi-exit-resnet"),
         ({"labels": ["a"]}, "labels names 1 classes"),
         ({"exit_accuracies": [0.5]}, "exit_accuracies has 1 entries"),
         ({"costs": {"full_macs": 5, "exit_macs": [1, 5]}}, "cost table"),
@@ -166,6 +169,36 @@ def test_an_inconsistent_manifest_is_refused(bundle: Bundle, change: dict[str, A
     with pytest.raises(BundleError, match=reason) as caught:
         open_bundle(bundle.path)
     assert caught.value.path == bundle.path / MANIFEST
+
+
+def test_a_manifest_from_before_there_were_other_networks_reads_the_same(bundle: Bundle) -> None:
+    content = json.loads((bundle.path / MANIFEST).read_text())
+    for field in ("block", "stem", "factory", "stage_sizes", "stage_macs"):
+        del content["network"][field]
+    (bundle.path / MANIFEST).write_text(json.dumps(content))
+    assert open_bundle(bundle.path).manifest == bundle.manifest
+
+
+def test_a_bundle_on_foreign_stages_needs_its_factory_allowed(tmp_path: Path) -> None:
+    factory, store, images = "tests.stages:three", tmp_path / "store", torch.randn(2, 3, 8, 8)
+    config = measure_stages(CONFIG.model_copy(update={"factory": factory}), {factory})
+    network = build_network(config, {factory}).eval()
+    fields = {"network": config, "costs": cost_table(config), "exit_accuracies": (0.5, 0.6, 0.9)}
+    bundle = publish_bundle(store, make_manifest(architecture="multi-exit-stages", **fields), network.state_dict(), {})
+
+    calls, complaint = len(stages.imports), r"manifest\.json: the network's stages come from tests\.stages:three"
+    for allowed in ((), {"tests.stages:changed"}):
+        with pytest.raises(BundleError, match=complaint):
+            open_bundle(bundle.path, allowed)
+        with pytest.raises(BundleError, match=complaint):
+            BundleStore(store, allowed).open("tiny")
+    with pytest.raises(BundleError, match=complaint):
+        Bundle(bundle.path, bundle.manifest).load_network()
+    assert len(stages.imports) == calls, "a bundle that was refused ran its code"
+
+    loaded = BundleStore(store, {factory}).open("tiny").load_network()
+    for ours, theirs in zip(network.stages(images), loaded.stages(images), strict=True):
+        torch.testing.assert_close(ours.logits, theirs.logits, rtol=1e-2, atol=1e-2)
 
 
 FRONTIER = {

@@ -66,9 +66,10 @@ CONFIG = NetworkConfig(
         CONFIG,
         CONFIG.model_copy(update={"head_pooling": ("max", "grid"), "head_cascade": False}),
         CONFIG.model_copy(update={"head_kind": "gap_mlp"}),
+        CONFIG.model_copy(update={"head_kind": "conv"}),
         NetworkConfig(widths=(4, 6, 8), blocks=(1, 1, 1), classes=5, input_size=16, router_lambdas=(0.0, 1.0)),
     ],
-    ids=["everything", "some parts", "cascade of averages", "the paper's"],
+    ids=["everything", "some parts", "cascade of averages", "convolutions", "the paper's"],
 )
 def test_exits_from_statistics_are_those_of_the_stages(config: NetworkConfig) -> None:
     network = MultiExitResNet(config).eval()

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from offramp_model.conv_trunk import MAP
 from offramp_model.network import MultiExitResNet
 from offramp_training.cache import Features
 from offramp_training.config import JobConfig, load_config
@@ -25,15 +26,22 @@ def tiny_job(*overrides: str) -> JobConfig:
     return load_config("smoke", [NETWORK, "heads.epochs=6", "heads.batch_size=20", "heads.peak_rate=0.03", *overrides])
 
 
-def make_features(count: int, views: int, telling: Sequence[int], seed: int, strength: float = 6.0) -> Features:
-    """Noise in half precision, in which the statistics of the exits in `telling` (1…K) carry the label."""
+def make_features(
+    count: int, views: int, telling: Sequence[int], seed: int, strength: float = 6.0, maps: bool = False
+) -> Features:
+    """Noise in half precision, in which the statistics of the exits in `telling` (1…K), and their maps, carry the label."""
     generator = torch.Generator().manual_seed(seed)
-    columns = MultiExitResNet(tiny_job().network).statistics_columns()
+    columns = MultiExitResNet(tiny_job().network).statistics_columns(maps)
     labels_N = torch.arange(count) % CLASSES
     statistics = []
     for exit, width in enumerate(columns, start=1):
         noise_NVS = torch.randn(count, views, width, generator=generator)
-        direction_CS = torch.eye(CLASSES, width) * strength * (exit in telling)
+        direction_CS = torch.eye(CLASSES, width)
+        if maps and exit < len(WIDTHS):  # class c fires channel c, in its even cells
+            cells = WIDTHS[exit - 1] * MAP * MAP
+            direction_CS[:, -cells:] = torch.eye(CLASSES, WIDTHS[exit - 1]).repeat_interleave(MAP * MAP, 1)
+            direction_CS[:, -cells + 1 :: 2] = 0
+        direction_CS *= strength * (exit in telling)
         # scales and offsets such as cached statistics have
         statistics.append(((noise_NVS + direction_CS[labels_N][:, None]) * 0.05 + 0.4).half())
     return Features(statistics, labels_N)

@@ -61,6 +61,14 @@ def test_variants_are_measured_written_down_and_done_once(
         ablate(job, run, {"narrow": {"network.head_hidden": 4}}, tmp_path)
 
 
+def test_convolutional_heads_are_left_out_where_there_are_no_maps(
+    run: RunDirectory, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ablate(tiny_job(*QUICK), run, {"conv": {"network.head_kind": "conv"}, "paper": {}}, tmp_path)
+    assert "conv: left out, since the cache of" in capsys.readouterr().out
+    assert [path.name for path in tmp_path.glob("*.json")] == ["paper.json"]
+
+
 def test_a_cut_off_variant_goes_on_with_the_next_exit(run: RunDirectory, tmp_path: Path) -> None:
     ablate(tiny_job(*QUICK), run, {"paper": {}}, tmp_path)
     (tmp_path / "paper.json").unlink()
@@ -100,7 +108,7 @@ def test_area_by_hand() -> None:
 
 
 def test_macs_of_heads_are_those_that_the_cost_table_counts() -> None:
-    for overrides in ((), ("network.head_kind=pooled_stats", "network.head_cascade=true")):
+    for overrides in ((), ("network.head_kind=pooled_stats", "network.head_cascade=true")):  # conv: see test_costs.py
         config = tiny_job(*overrides).network
         network = MultiExitResNet(config)
         macs = head_macs(config)
@@ -114,7 +122,7 @@ def test_macs_of_heads_are_those_that_the_cost_table_counts() -> None:
 
 def test_the_default_variants_can_all_be() -> None:
     variants = load_variants()
-    job = load_config("cifar10")
+    job = load_config("cifar10", ["cache.feature_maps=true"])
     networks = [variant_job(job, name, settings) for name, settings in variants.items()]
     assert len({variant.model_dump_json() for variant in networks}) == len(variants) > 15
     assert len({variant.network.head_pooling for variant in networks}) >= 7

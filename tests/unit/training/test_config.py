@@ -38,6 +38,7 @@ def test_a_file_loads_and_overrides_win(tmp_path: Path) -> None:
         ("routers.lambdas=[0, .nan]", r"routers\.lambdas\.1"),
         ("network.router_lambdas=[0, 1]", r"give routers\.lambdas instead"),
         ("network={widths: [8], blocks: [1]}", "at least two exits"),
+        ("network.head_kind=conv", r"set cache\.feature_maps"),
         ("data.held_out_fraction=1.5", r"data\.held_out_fraction"),
         ("publish.name=Not A Name", r"publish\.name"),
         ("seed", "expected section.field=value"),

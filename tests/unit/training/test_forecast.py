@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import Tensor
 
 from offramp_model.network import NetworkConfig
 from offramp_model.routers import exit_signals
 from offramp_training.config import ForecastConfig
-from offramp_training.forecast import fit_router
+from offramp_training.forecast import cross_validate, fit_router
+from tests.unit.training.fakes import tiny_job
 
 NETWORK = NetworkConfig(widths=(4, 4, 4), blocks=(1, 1, 1), classes=4, router_kind="forecast", router_hidden=12)
 CONFIG = ForecastConfig(steps=150, batch_size=512, rate=0.02)
@@ -56,3 +58,33 @@ def test_the_same_seed_gives_the_same_router() -> None:
     once, again = (fit_router(NETWORK, CONFIG, 1, signals_NS, right_NK.float(), 0.1, seed=7).state_dict() for _ in range(2))
     for name, tensor in once.items():
         assert torch.equal(tensor, again[name])
+
+
+def test_cross_validation_judges_by_images_that_were_not_seen_in_any_view() -> None:
+    """What is to be learned is noise, the same in both views of an image: who has seen one of them knows the other."""
+    images, generator = 60, torch.Generator().manual_seed(0)
+    signals_NS = torch.randn(images, 11, generator=generator).repeat_interleave(2, 0)
+    utility_NJ = (torch.rand(images, 2, generator=generator) < 0.5).float().repeat_interleave(2, 0)
+    config = ForecastConfig(steps=120, batch_size=120, rate=0.03, weight_decays=(0.0, 30.0), folds=3)
+    job = tiny_job("network.classes=4", "network.router_kind=forecast", "network.router_hidden=48")
+    job = job.model_copy(update={"forecast": config})
+    image_N = torch.arange(images).repeat_interleave(2)
+    tried = cross_validate(job, 2, signals_NS, utility_NJ, image_N)
+    memory = fit_router(job.network, config, 2, signals_NS, utility_NJ, 0.0, seed=1)
+    assert right(memory.forecast(signals_NS), utility_NJ) > 0.95
+    assert right(tried.utility_NJ.logit(), utility_NJ) < 0.7
+    # whoever learns noise the least is best at what it has not seen
+    assert (tried.decay, list(tried.losses)) == (30.0, ["0", "30"])
+    assert len(tried.routers) == 3
+
+
+def test_a_router_learns_shares_between_zero_and_one_as_well() -> None:
+    logits_NKC, right_NK = two_kinds_of_frames(4000, 0)
+    worth_NK = 0.2 + 0.5 * right_NK.float()
+    router = fit_router(NETWORK, CONFIG, 1, exit_signals(logits_NKC[:, :1]), worth_NK, 0.01, seed=1)
+    easy = router(None, torch.tensor([[[9.0, 0, 0, 0]]]))[0]
+    assert easy.tolist() == pytest.approx([0.69] * 3, abs=0.04)
+
+
+def right(forecast_NJ: Tensor, utility_NJ: Tensor) -> float:
+    return float(((forecast_NJ > 0) == utility_NJ.bool()).double().mean())

@@ -11,13 +11,14 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 
+from offramp_model.conv_trunk import MAP
 from offramp_model.network import MultiExitResNet
 from offramp_training.assembly import load_with_heads
 from offramp_training.cache import Features
 from offramp_training.config import JobConfig, JobError
 from offramp_training.heads import drop, fit_and_select, head_loss, train_exits, train_heads
 from offramp_training.run_directory import RunDirectory
-from tests.unit.training.fakes import CLASSES, accuracy, make_features, make_run, tiny_job
+from tests.unit.training.fakes import CLASSES, WIDTHS, accuracy, make_features, make_run, tiny_job
 
 RICH = ("network.head_kind=pooled_stats", "network.head_cascade=true")
 TRAIN, HELD_OUT = 160, 150
@@ -76,6 +77,23 @@ def test_candidates_are_judged_by_held_out_images_and_exit_by_exit(tmp_path: Pat
         tried = [(candidate["weight_decay"], candidate["dropout"]) for candidate in report["candidates"]]
         assert tried == [(0.01, 0), (0.01, 0.1), (30, 0), (30, 0.1)]
         assert report["fit_nll"] == min(candidate["fit_nll"] for candidate in report["candidates"])
+
+
+@pytest.mark.parametrize("cascade", [False, True])
+def test_convolutional_heads_learn_from_maps_and_are_saved_as_they_were(cascade: bool, tmp_path: Path) -> None:
+    """Averages tell nothing at exit 1 and 2 here, which is what the maps are for."""
+    job = tiny_job("cache.feature_maps=true", "network.head_kind=conv", f"network.head_cascade={str(cascade).lower()}")
+    train, held_out = (make_features(count, 2, (1, 2, 3), seed, maps=True) for count, seed in ((TRAIN, 1), (HELD_OUT, 2)))
+    for features in (train, held_out):
+        for statistics_NVS, width in zip(features.statistics[:2], WIDTHS, strict=False):
+            statistics_NVS[..., : -width * MAP * MAP] = 0.4
+    network, run = trained(job, tmp_path, train, held_out)
+    fit_N, _ = fit_and_select(job, held_out)
+    logits_NKC = network.exits(held_out.plain(fit_N))[0]
+    for exit, report in enumerate(run.result("heads")["exits"], start=1):
+        assert report["select_after"]["accuracy"] > 0.9
+        nll = float(F.cross_entropy(logits_NKC[:, exit - 1], held_out.labels_N[fit_N]))
+        assert nll == pytest.approx(report["fit_nll"], abs=5e-3)
 
 
 @pytest.mark.parametrize("share", [0.0, 0.25, 0.5, 0.9])

@@ -110,7 +110,7 @@ def test_figures_are_drawn_and_repeatable(metrics: dict[str, Any], smoke_run: Pa
         with Image.open(smoke_run / "report" / f"{name}.png") as image:
             assert image.size[0] > 600
         ElementTree.parse(smoke_run / "report" / f"{name}.svg")
-    with report._figure(tmp_path / "pareto", 7.2, 4.6) as figure:
+    with report.saved_figure(tmp_path / "pareto", 7.2, 4.6) as figure:
         report.draw_pareto(figure.subplots(), metrics)
     assert (tmp_path / "pareto.svg").read_bytes() == (smoke_run / "report" / "pareto.svg").read_bytes()
 
@@ -173,6 +173,7 @@ def test_everything_is_compared_at_the_same_costs(forecast_run: Path) -> None:
         methods
     )
     assert {"Halting network (PonderNet)", "Forecast routing", "EM bank", "EM bank, paper's heads"} <= set(methods)
+    assert {"FiLM router (YOTO)", "Forecast, cross-fitted", "Forecast of log-likelihood"} <= set(methods)
     for name in ("Fixed mixtures", "Entropy", "Forecast routing"):
         for cost, figures in zip(proof["costs"], methods[name], strict=True):
             if figures is None:
@@ -188,6 +189,10 @@ def test_everything_is_compared_at_the_same_costs(forecast_run: Path) -> None:
     assert difference["low"] <= difference["mean"] <= difference["high"]
 
 
+def test_nothing_is_fitted_to_compare_with_where_no_steps_are_given(metrics: dict[str, Any]) -> None:
+    assert set(metrics["proof"]["methods"]) == {"Fixed mixtures", "Entropy", "Max-softmax", "Patience", "EM routing"}
+
+
 def test_replicas_share_a_backbone_and_differ_in_heads(forecast_run: Path) -> None:
     other, paper = forecast_run / "arms" / "own-1", forecast_run / "arms" / "paper-1"
     assert (other / "cache" / "train-labels.npy").samefile(forecast_run / "cache" / "train-labels.npy")
@@ -200,10 +205,24 @@ def test_the_papers_own_system_stands_beside_ours(forecast_run: Path, smoke_stor
     metrics = json.loads((forecast_run / "evaluate" / "metrics.json").read_text())
     card = (smoke_store / "smoke" / "2" / "README.md").read_text()
     assert "one router for every λ" in card
+    assert "λ is in accuracy per full network's compute" in card
     assert "The paper's own system on this backbone" in card
     assert metrics["paper"]["routing_verdict"] in card
     assert {row["name"] for row in metrics["paper"]["table"]} >= {"EM routing (best)", "Exit 1 only", "Oracle routing"}
     assert "| Forecast routing |" in card
+
+
+def test_one_more_generation_of_jpeg_is_measured_where_asked_for(
+    metrics: dict[str, Any], forecast_run: Path, smoke_store: Path
+) -> None:
+    assert "recoded" not in metrics
+    measured = json.loads((forecast_run / "evaluate" / "metrics.json").read_text())
+    recoded = measured["recoded"]
+    assert recoded["quality"] == 50
+    assert recoded["full"]["test"] == measured["table"][0]["test"]
+    assert [exit["test"] for exit in recoded["exits"]] == [exit["test"]["accuracy"] for exit in measured["exits"]]
+    assert recoded["full"]["recoded"] != recoded["full"]["test"]
+    assert "Coded as JPEG once more (quality 50" in (smoke_store / "smoke" / "2" / "README.md").read_text()
 
 
 def test_a_frontier_is_published_for_those_who_ask_for_an_outcome(forecast_run: Path, smoke_store: Path) -> None:

@@ -53,3 +53,15 @@ def lambda_grid(cost_K: Tensor, count: int = 25) -> Tensor:
     """
     largest = 1 / float(cost_K.diff().min())
     return torch.cat([torch.zeros(1), torch.logspace(-3, 0, count - 1) * largest])
+
+
+def draw_prices(lambda_L: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    """λ from the range of an ascending grid above zero, evenly in its logarithm, shape (count, 1)."""
+    low, high = float(lambda_L[0].log()), float(lambda_L[-1].log())
+    return torch.empty(count, 1).uniform_(low, high, generator=generator).exp()
+
+
+def price_position(lambda_L: Tensor, lambda_N1: Tensor) -> Tensor:
+    """Where λ lies in the range of the grid, from −1 to 1 in its logarithm, shape (N, 1): how networks are told it."""
+    low, high = lambda_L[0].log(), lambda_L[-1].log()
+    return 2 * (lambda_N1.log() - low) / (high - low) - 1

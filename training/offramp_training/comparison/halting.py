@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from offramp_model.routing import log_exit_distribution
-from offramp_training.comparison.fitting import Fitting, lambda_grid, minimise, small_network
+from offramp_training.comparison.fitting import Fitting, draw_prices, lambda_grid, minimise, price_position, small_network
 from offramp_training.comparison.inputs import ExitInputs
 from offramp_training.comparison.rules import first_exit
 from offramp_training.comparison.table import ExitTable
@@ -37,12 +37,10 @@ class HaltingNetwork:
         inputs, wrong_NK = self._inputs(fit)[:-1], (~fit.right).float()
         cost_K = (fit.cost_K - fit.cost_K[0]).float()
         self._networks = [small_network(inputs_NS.shape[1] + 1, 1, config, generator) for inputs_NS in inputs]
-        low, high = float(self._lambda_L[0].log()), float(self._lambda_L[-1].log())
-
         weights = iter(torch.linspace(KL_WEIGHT, 0, config.steps))
 
         def loss(rows_N: Tensor) -> Tensor:
-            lambda_N1 = torch.empty(len(rows_N), 1).uniform_(low, high, generator=generator).exp()
+            lambda_N1 = draw_prices(self._lambda_L, len(rows_N), generator)
             log_leaving_NK = log_exit_distribution(self._logits([x_NS[rows_N] for x_NS in inputs], lambda_N1))
             # each λ has an objective of its own, which no scale changes: this one evens out their sizes
             loss_NK = (wrong_NK[rows_N] + lambda_N1 * cost_K) / (1 + lambda_N1 * cost_K[-1])
@@ -52,8 +50,7 @@ class HaltingNetwork:
         minimise(loss, len(wrong_NK), self._networks, config, generator)
 
     def _logits(self, inputs: list[Tensor], lambda_N1: Tensor) -> Tensor:
-        low, high = self._lambda_L[0].log(), self._lambda_L[-1].log()
-        position_N1 = 2 * (lambda_N1.log() - low) / (high - low) - 1
+        position_N1 = price_position(self._lambda_L, lambda_N1)
         return torch.cat(
             [network(torch.cat([x_NS, position_N1], 1)) for network, x_NS in zip(self._networks, inputs, strict=True)], 1
         )

@@ -1,0 +1,90 @@
+"""Networks other than ResNet-18: bottleneck blocks, the ImageNet stem, and stages that a factory returns."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from offramp_model.bundle import BundleError, BundleStore
+from offramp_model.costs import cost_table
+from offramp_server.backends import TorchBackend
+from offramp_training.config import ConfigError, load_config
+from offramp_training.run_directory import RunDirectory
+from offramp_training.steps import run_steps
+from tests import stages
+
+THREE = "tests.stages:three"
+QUICK = ("data.synthetic_train=400", "backbone.batch_size=20", "backbone.phases=[{size: 16, epochs: 2}]", "cache.train_views=1")
+
+
+@pytest.mark.parametrize(
+    "network",
+    [
+        "{widths: [16, 24, 32, 48], blocks: [3, 4, 6, 3], block: bottleneck, input_size: 16, classes: 4}",
+        "{widths: [8, 16, 24, 32], blocks: [3, 4, 6, 3], stem: imagenet, input_size: 40, classes: 4}",
+    ],
+    ids=["ResNet-50, narrow", "ResNet-34, narrow, on the ImageNet stem"],
+)
+def test_deeper_residual_networks_train(network: str, tmp_path: Path) -> None:
+    size = 16 if "bottleneck" in network else 40
+    phases = f"backbone.phases=[{{size: {size}, epochs: 2}}]"
+    job = load_config("smoke", [*QUICK, f"network={network}", "backbone.joint={}", phases])
+    run = RunDirectory(tmp_path)
+    run_steps(job, run, ("backbone", "cache"))
+    losses = [epoch["loss"] for epoch in run.result("backbone")["history"]]
+    assert losses[1] < losses[0]
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store with a bundle on a factory's stages, trained the whole road."""
+    root = tmp_path_factory.mktemp("own")
+    overrides = [
+        f"network.factory={THREE}",
+        "network.head_kind=pooled_stats",
+        "network.router_kind=forecast",
+        "routers.lambdas=[0, 0.1, 1]",
+        "forecast.steps=20",
+        "heads.epochs=3",
+        "proof.rule_steps=0",
+        "export.graphs=false",
+        f"publish.store={root / 'store'}",
+        "publish.name=own",
+    ]
+    run_steps(load_config("smoke", [*QUICK, *overrides]), RunDirectory(root / "run"))
+    return root / "store"
+
+
+def test_stages_of_any_make_are_trained_published_and_served(store: Path) -> None:
+    bundle = BundleStore(store, {THREE}).open("own")
+    manifest = bundle.manifest
+    assert (manifest.architecture, manifest.network.widths) == ("multi-exit-stages", (12, 20, 32))
+    assert manifest.costs == cost_table(manifest.network)
+    assert THREE in (bundle.path / "README.md").read_text()
+    backend, network = TorchBackend(bundle, device="cpu"), bundle.load_network()
+    features, logits_NEC = backend.prepare([np.full((16, 16, 3), 90, np.uint8)] * 2), network.no_exits(2)
+    for exit, expected in enumerate(network.stages(features), start=1):
+        result = backend.run_stage(exit, features, logits_NEC)
+        features, logits_NEC = result.features, result.logits_NEC
+        torch.testing.assert_close(logits_NEC, expected.logits_NEC)
+    assert logits_NEC.shape == (2, 3, 4)
+
+
+def test_a_store_without_permission_refuses_it_and_runs_nothing(store: Path) -> None:
+    calls = len(stages.imports)
+    with pytest.raises(BundleError, match=r"manifest\.json: the network's stages come from tests\.stages:three"):
+        BundleStore(store).open("own")
+    assert len(stages.imports) == calls
+
+
+def test_a_factory_that_is_no_good_is_named_when_the_configuration_is_read() -> None:
+    with pytest.raises(ConfigError, match=r"smoke: network: tests\.stages:raising can't be used: RuntimeError") as caught:
+        load_config("smoke", ["network.factory=tests.stages:raising"])
+    assert "\n" not in str(caught.value)
+    with pytest.raises(ConfigError, match=r"network\.factory"):
+        load_config("smoke", ["network.factory=tests/stages.py"])
+    with pytest.raises(ConfigError, match="at least two exits"):
+        load_config("smoke", ["network.factory=tests.stages:one"])
