@@ -94,7 +94,7 @@ def show_metrics(address: str) -> None:
         lines = response.read().decode().splitlines()
     console.print(f"from http://{address}/metrics, which Prometheus would scrape:")
     for line in lines:
-        if line.startswith(METRICS):
+        if line.startswith(METRICS) and not line.endswith(" 0.0"):  # a policy that no frame asked for is 0
             console.print(f"  {line}", highlight=False, soft_wrap=True)
 
 

@@ -85,7 +85,7 @@ class Client:
             frames: images or `Frame`s, from any iterable or async iterable. One that is not a list, tuple or async
                 iterable is read in a thread, so it may block.
             model: empty for the server's default.
-            version: empty for the newest that is loaded.
+            version: empty for the newest that is loaded; the stream stays with it. With `latest` it moves to newer ones.
             control: the stream's choice between accuracy and compute.
             ordered: whether results come in the order of frames, or as they finish.
             top_k: class probabilities in each result.

@@ -255,6 +255,9 @@ class ClassificationStream:
         if status.state == pb.StreamStatus.STATE_DRAINING:
             self._draining = True
             running.outbox.put_nowait(None)  # the server ends the call once this side has closed
+        elif status.state == pb.StreamStatus.STATE_MOVED:
+            self._control = convert.control_from_wire(status.control)
+            self._model, self._version = status.model, status.version
         elif status.state in (pb.StreamStatus.STATE_CONFIGURED, pb.StreamStatus.STATE_REFUSED):
             if not running.retunes:
                 raise error_for("INTERNAL", "the server answered a config that was not sent")

@@ -18,18 +18,21 @@ import torch
 from prometheus_client import CollectorRegistry
 
 from offramp_model.bundle import Bundle, BundleError, BundleNotFoundError, BundleStore
-from offramp_server.backends import TorchBackend
+from offramp_server.backends import Wish, load_backend
 from offramp_server.config import DEFAULT_MODEL, Settings
 from offramp_server.engine.engine import Engine
 from offramp_server.engine.types import Backend, EngineLimits
+from offramp_server.ops.drift import DriftWindow
 from offramp_server.ops.http import HttpServer, make_app
 from offramp_server.ops.logging import configure_logging
 from offramp_server.ops.metrics import MetricFamilies, ModelMetrics, register_process_metrics
+from offramp_server.registry import ModelRegistry
 from offramp_server.rpc.classification import ClassificationLimits
 from offramp_server.rpc.control import ModelControls
 from offramp_server.rpc.images import ImageReader
 from offramp_server.rpc.interceptors import current_request_id
 from offramp_server.rpc.models import Catalogue, ServedModel
+from offramp_server.rpc.oip.service import ServerIdentity
 from offramp_server.rpc.server import GrpcServer
 from offramp_server.rpc.stream import StreamLimits
 
@@ -46,27 +49,32 @@ class Server:
     def __init__(
         self,
         settings: Settings,
-        load_backend: Callable[[Bundle, str], Backend] = TorchBackend,
+        load_backend: Callable[[Bundle, str], Backend] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`load_backend` takes a bundle and the device setting; `clock` gives the seconds that deadlines are measured in."""
-        self._settings, self._load_backend, self._clock = settings, load_backend, clock
+        """`load_backend` takes a bundle and the device setting, in place of choosing by the settings; `clock` gives the seconds
+        that deadlines are measured in.
+        """
+        self._settings, self._load_backend, self._clock = settings, load_backend or self._choose_backend, clock
         self._registry = CollectorRegistry()
         self._catalogue = Catalogue()
-        self._engines: list[Engine] = []
-        self._ready = False
-        self._http = HttpServer(make_app(self._registry, lambda: self._ready))
+        self._families: MetricFamilies | None = None
+        self._http = HttpServer(make_app(self._registry, lambda: self._grpc is not None and self._grpc.is_ready))
         self._grpc: GrpcServer | None = None
         # one thread for the device: engines take turns there, and none of them blocks the loop
         self._device = ThreadPoolExecutor(1, "device", _limit_threads, (settings.torch_threads,))
         self._decoders = ThreadPoolExecutor(settings.decode_threads, "decode")
+        # loading and warming up beside it, so that a new version keeps nobody waiting
+        self._loader = ThreadPoolExecutor(1, "load", _limit_threads, (settings.torch_threads,))
+        self._store = BundleStore(settings.store, settings.allow_factory)
+        self._models = ModelRegistry(self._store, self._catalogue, self._start_model, self._loader, self._update_health)
         self.grpc_address = self.http_address = ""
         """host:port, once started."""
 
     @property
     def in_flight(self) -> int:
         """Frames admitted and not yet answered, of all models."""
-        return sum(engine.in_flight for engine in self._engines)
+        return self._models.in_flight
 
     async def __aenter__(self) -> Server:
         try:
@@ -84,9 +92,6 @@ class Server:
         register_process_metrics(self._registry, version("offramp"))
         await self._listen()
         await self._load_models()
-        assert self._grpc is not None
-        await self._grpc.set_serving()
-        self._ready = True
         addresses = {"grpc": self.grpc_address, "http": self.http_address}
         if path := self._settings.ready_file:
             _write_whole(path, json.dumps(addresses) + "\n")
@@ -95,15 +100,13 @@ class Server:
 
     async def shutdown(self) -> None:
         """Be not ready, end streams, answer what is in flight within the drain timeout, close."""
-        self._ready = False
         if path := self._settings.ready_file:
             path.unlink(missing_ok=True)
         if self._grpc is not None:
             await self._grpc.stop(self._settings.drain_timeout_s)
-        for engine in self._engines:
-            await engine.close()
+        await self._models.close()
         await self._http.stop()
-        for executor in (self._device, self._decoders):
+        for executor in (self._device, self._decoders, self._loader):
             executor.shutdown(wait=False, cancel_futures=True)
         logger.info("stopped")
 
@@ -116,7 +119,9 @@ class Server:
             raise StartupError(f"http_port: can't listen on {host}:{settings.http_port}: {error.strerror}") from error
         images = ImageReader(self._decoders, settings.max_image_pixels, settings.max_in_flight)
         limits = ClassificationLimits(settings.max_streams, StreamLimits(settings.stream_window, settings.max_batch_frames))
-        self._grpc = GrpcServer(self._catalogue, images, limits, _channel_options(settings), self._clock)
+        identity = ServerIdentity(version("offramp"), settings.model_control == "explicit")
+        options = _channel_options(settings)
+        self._grpc = GrpcServer(self._catalogue, self._models, images, limits, identity, options, self._clock)
         try:
             self.grpc_address = f"{host}:{await self._grpc.start(host, settings.grpc_port)}"
         except RuntimeError as error:
@@ -124,28 +129,37 @@ class Server:
 
     async def _load_models(self) -> None:
         loop = asyncio.get_running_loop()
-        loaded = await loop.run_in_executor(self._device, self._load)
-        families = MetricFamilies(self._registry, max(bundle.manifest.network.exits for bundle, _ in loaded))
-        limits = EngineLimits(self._settings.max_batch, self._settings.max_in_flight, self._settings.max_stage_wait_ms)
-        models = []
-        for bundle, backend in loaded:
-            manifest, costs, runtime = bundle.manifest, bundle.manifest.costs, (backend.name, backend.device_description)
-            names = (manifest.name, str(manifest.version))
-            metrics = ModelMetrics(families, names, runtime, costs.exit_macs, costs.full_macs)
-            engine = Engine(backend, limits, metrics, self._device, self._clock)
-            self._engines.append(engine)
-            await engine.start()
-            models.append(ServedModel(manifest, ModelControls(manifest), engine, metrics, *runtime))
-        self._catalogue.publish(models)
-
-    def _load(self) -> list[tuple[Bundle, Backend]]:
         try:
-            bundles = choose_models(BundleStore(self._settings.store), self._settings.models)
-            return [(bundle, self._load_backend(bundle, self._settings.device)) for bundle in bundles]
+            bundles = await loop.run_in_executor(self._loader, choose_models, self._store, self._settings.models)
+            self._families = MetricFamilies(self._registry, max(bundle.manifest.network.exits for bundle in bundles))
+            await self._models.start(bundles)
         except (BundleError, BundleNotFoundError) as error:
             raise StartupError(str(error)) from error
         except (RuntimeError, AssertionError) as error:  # what torch raises for a device that it doesn't know or have
             raise StartupError(f"device: {self._settings.device} can't be used: {str(error).splitlines()[0]}") from error
+
+    async def _start_model(self, bundle: Bundle) -> ServedModel:
+        """Build a model and warm it up, off the loop and off the device's thread."""
+        loop = asyncio.get_running_loop()
+        backend = await loop.run_in_executor(self._loader, self._load_backend, bundle, self._settings.device)
+        assert self._families is not None
+        manifest, costs, runtime = bundle.manifest, bundle.manifest.costs, (backend.name, backend.device_description)
+        names = (manifest.name, str(manifest.version))
+        controls = ModelControls(manifest)
+        drift = DriftWindow(controls.default.frame_control, manifest.drift_histograms(), self._settings.drift_window)
+        metrics = ModelMetrics(self._families, names, runtime, costs.exit_macs, costs.full_macs, drift, backend.reason)
+        limits = EngineLimits(self._settings.max_batch, self._settings.max_in_flight, self._settings.max_stage_wait_ms)
+        engine = Engine(backend, limits, metrics, self._device, self._clock)
+        await engine.start(self._loader)
+        return ServedModel(manifest, controls, engine, metrics, *runtime, backend_reason=backend.reason)
+
+    def _choose_backend(self, bundle: Bundle, device: str) -> Backend:
+        settings = self._settings
+        return load_backend(bundle, Wish(settings.backend, settings.precision, device, settings.openvino_threads))
+
+    async def _update_health(self) -> None:
+        assert self._grpc is not None
+        await self._grpc.update_health()
 
 
 def run(settings: Settings) -> int:

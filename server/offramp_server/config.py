@@ -25,6 +25,7 @@ PROGRAM = "offramp-server"
 ENVIRONMENT_PREFIX = "OFFRAMP_"
 DEFAULT_MODEL = "resnet18-cifar10"
 MODEL_PATTERN = re.compile(r"[a-z0-9][a-z0-9._-]*(:[1-9][0-9]*)?")
+FACTORY_PATTERN = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 
 Port = Annotated[int, Field(ge=0, le=65535)]
 
@@ -61,7 +62,23 @@ class Settings(BaseSettings):
         description="models to load, NAME or NAME:VERSION, separated by commas, the first being the default model; "
         f"where none is given, {DEFAULT_MODEL}, or else the only one in the store",
     )
+    allow_factory: Annotated[tuple[str, ...], NoDecode] = Field(
+        (),
+        description="factories, PACKAGE.MODULE:FUNCTION, separated by commas, that bundles may build their networks with: the "
+        "server imports and runs their code; a bundle that names any other is refused",
+    )
+    model_control: Literal["none", "explicit"] = Field(
+        "none", description="whether callers may load and unload models of the store: none may, or explicit requests do"
+    )
     device: str = Field("auto", min_length=1, description="device to run on: auto, cpu, cuda or a torch device string")
+    backend: Literal["auto", "torch", "openvino"] = Field(
+        "auto",
+        description="runtime: torch, openvino, or auto, which takes OpenVINO on an x86 CPU where the bundle carries graphs",
+    )
+    precision: Literal["auto", "int8", "bf16", "f32"] = Field(
+        "auto", description="number format: int8 (OpenVINO alone), bf16, f32, or auto, the fastest that the bundle vouches for"
+    )
+    openvino_threads: NonNegativeInt = Field(0, description="threads of one forward pass in OpenVINO; 0 leaves it to OpenVINO")
     torch_threads: NonNegativeInt = Field(0, description="threads of one forward pass on the CPU; 0 leaves it to torch")
 
     max_batch: PositiveInt = Field(32, description="frames in one batch")
@@ -73,6 +90,10 @@ class Settings(BaseSettings):
         64, description="frames of one stream in flight; the stream is not read further until one leaves"
     )
     max_streams: PositiveInt = Field(1024, description="open streams; more are refused")
+
+    drift_window: int = Field(
+        2000, ge=100, description="frames under the default control that the drift scores compare with the bundle's own"
+    )
 
     max_message_bytes: PositiveInt = Field(16 * 1024 * 1024, description="bytes of one received message")
     max_image_pixels: PositiveInt = Field(16_777_216, description="pixels of one picture, read from its header before decoding")
@@ -92,7 +113,7 @@ class Settings(BaseSettings):
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least severity to log")
     log_format: Literal["text", "json"] = Field("text", description="form of a log line")
 
-    @field_validator("models", mode="before")
+    @field_validator("models", "allow_factory", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
         return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
@@ -105,6 +126,14 @@ class Settings(BaseSettings):
                 raise ValueError(f"{model!r} is neither NAME nor NAME:VERSION")
         if len(set(value)) != len(value):
             raise ValueError("names a model twice")
+        return value
+
+    @field_validator("allow_factory")
+    @classmethod
+    def _name_factories(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for factory in value:
+            if not FACTORY_PATTERN.fullmatch(factory):
+                raise ValueError(f"{factory!r} is not PACKAGE.MODULE:FUNCTION")
         return value
 
     @classmethod

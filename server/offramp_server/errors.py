@@ -2,7 +2,9 @@
 
 OfframpError
 ├── InvalidRequestError      a field of the request is wrong
-├── ModelNotFoundError       no such model or version is loaded
+├── ModelNotFoundError       no such model or version is loaded, or in the store
+├── ModelLoadError           a model can't be loaded; what was served goes on being served
+├── UnsupportedError         the protocol has it and this server does not
 ├── OverloadedError          too much in flight; try again after a while
 ├── DeadlineError            the deadline passed before the frame ran
 ├── UnavailableError         draining, or no model ready
@@ -25,7 +27,15 @@ class InvalidRequestError(OfframpError):
 
 
 class ModelNotFoundError(OfframpError):
-    """No such model or version is loaded."""
+    """No such model or version is loaded, or in the store."""
+
+
+class ModelLoadError(OfframpError):
+    """A model version can't be loaded: damaged, of a foreign format, or not fit for the device."""
+
+
+class UnsupportedError(OfframpError):
+    """Something that the protocol has and this server does not, or has switched off."""
 
 
 class OverloadedError(OfframpError):

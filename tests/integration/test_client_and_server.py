@@ -31,8 +31,8 @@ def version(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture
-async def server(smoke_store: Path, version: str) -> AsyncIterator[Server]:
-    settings = Settings(
+def settings(smoke_store: Path, version: str) -> Settings:
+    return Settings(
         store=smoke_store,
         models=(f"smoke:{version}",),
         grpc_port=0,
@@ -41,6 +41,10 @@ async def server(smoke_store: Path, version: str) -> AsyncIterator[Server]:
         torch_threads=1,
         drain_timeout_s=PATIENCE_S,
     )
+
+
+@pytest.fixture
+async def server(settings: Settings) -> AsyncIterator[Server]:
     async with Server(settings) as server:
         yield server
 
@@ -118,21 +122,26 @@ async def test_an_answer_does_not_depend_on_what_shares_its_batches(client: Clie
             assert seen.halting_probabilities == pytest.approx(one.halting_probabilities, abs=1e-5)
 
 
-async def test_what_the_server_answers_is_what_the_bundle_computes(client: Client, smoke_store: Path, version: str) -> None:
+@pytest.mark.parametrize("backend", ["torch", "openvino"])
+async def test_what_the_server_answers_is_what_the_bundle_computes(
+    settings: Settings, smoke_store: Path, version: str, backend: str
+) -> None:
     bundle = open_bundle(smoke_store / "smoke" / version)
     network, preprocessing = bundle.load_network(), bundle.manifest.preprocessing
     images, _ = pictures(4)
-    for image in images:
-        normalised = (image / np.float32(255) - np.float32(preprocessing.mean)) / np.float32(preprocessing.std)
-        tensor = np.ascontiguousarray(normalised.transpose(2, 0, 1), dtype=np.float32)
-        with torch.inference_mode():
-            expected = [output.logits.softmax(1)[0] for output in network.stages(torch.from_numpy(tensor)[None])]
-        for exit, probabilities in enumerate(expected, 1):
-            for sent in (image, tensor):
-                seen = await client.classify(sent, policy="fixed", max_exit=exit, top_k=4)
-                assert seen.exit == exit
-                by_label = {each.label: each.probability for each in seen.top}
-                assert [by_label[label] for label in range(4)] == pytest.approx(probabilities.tolist(), abs=1e-4)
+    in_float32 = settings.model_copy(update={"backend": backend, "precision": "f32"})
+    async with Server(in_float32) as server, Client(server.grpc_address, timeout_s=PATIENCE_S) as client:
+        for image in images:
+            normalised = (image / np.float32(255) - np.float32(preprocessing.mean)) / np.float32(preprocessing.std)
+            tensor = np.ascontiguousarray(normalised.transpose(2, 0, 1), dtype=np.float32)
+            with torch.inference_mode():
+                expected = [output.logits.softmax(1)[0] for output in network.stages(torch.from_numpy(tensor)[None])]
+            for exit, probabilities in enumerate(expected, 1):
+                for sent in (image, tensor):
+                    seen = await client.classify(sent, policy="fixed", max_exit=exit, top_k=4)
+                    assert seen.exit == exit
+                    by_label = {each.label: each.probability for each in seen.top}
+                    assert [by_label[label] for label in range(4)] == pytest.approx(probabilities.tolist(), abs=1e-4)
 
 
 async def test_an_operator_retunes_a_live_stream(client: Client) -> None:

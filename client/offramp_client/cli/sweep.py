@@ -1,4 +1,4 @@
-"""The command `offramp sweep`: what each λ and τ gives on labelled images."""
+"""The command `offramp sweep`: what each λ, or outcome in its place, and each τ gives on labelled images."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from offramp_client.client import Client
 from offramp_client.plot import plotter
 from offramp_client.sources import labelled_images
 from offramp_client.sweep import SweepPoint
-from offramp_client.types import Control
+from offramp_client.types import Control, ControlFields
 from offramp_client.views import control_text
 
 
@@ -32,6 +32,13 @@ def sweep(
     version: options.Version = "",
     lambdas: Annotated[str, typer.Option("--lambda", metavar="L,L,...", help="Prices of compute to try.")] = "",
     thresholds: Annotated[str, typer.Option("--threshold", metavar="T,T,...", help="Thresholds to try.")] = "",
+    max_mean_costs: Annotated[
+        str, typer.Option("--max-mean-cost", metavar="C,C,...", help="Mean costs to keep within, in place of a lambda.")
+    ] = "",
+    max_accuracy_drops: Annotated[
+        str, typer.Option("--max-accuracy-drop", metavar="D,D,...", help="Losses of accuracy to allow, in place of a lambda.")
+    ] = "",
+    confidence: options.Confidence = None,
     policy: options.PolicyName = None,
     min_exit: options.MinExit = None,
     max_exit: options.MaxExit = None,
@@ -41,9 +48,11 @@ def sweep(
     plot: Annotated[Path | None, typer.Option(metavar="FILE", help="Draw it too: a .png, .svg or .pdf file.")] = None,
     as_json: options.AsJson = False,
 ) -> None:
-    """Measure accuracy, compute, latency and exits for each λ with each τ, on a folder of labelled images."""
-    choices = product(_choices(lambdas, "--lambda"), _choices(thresholds, "--threshold"))
-    controls = [Control(policy, lambda_, threshold, (), min_exit, max_exit, max_cost) for lambda_, threshold in choices]
+    """Measure accuracy, compute, latency and exits for each λ, or outcome, with each τ, on a folder of labelled images."""
+    base = Control(policy, min_exit=min_exit, max_exit=max_exit, max_cost=max_cost)
+    prices = _prices(lambdas, max_mean_costs, max_accuracy_drops, confidence)
+    choices = product(prices, _choices(thresholds, "--threshold"))
+    controls = [base.with_fields(**price).with_fields(threshold=threshold) for price, threshold in choices]
 
     async def work() -> list[SweepPoint]:
         draw = plotter() if plot is not None else None
@@ -86,6 +95,19 @@ def _table(points: list[SweepPoint]) -> Table:
         shares = (f"{share:.0%}" for share in point.exit_fractions)
         table.add_row(control_text(point.control), f"{point.accuracy:.3f}", f"{point.mean_cost:.3f}", *latencies, *shares)
     return table
+
+
+def _prices(lambdas: str, max_mean_costs: str, max_accuracy_drops: str, confidence: float | None) -> list[ControlFields]:
+    """What to try as λ or in its place, each as fields of a control; no fields, once, where nothing is given."""
+    drops = options.numbers(max_accuracy_drops, "--max-accuracy-drop")
+    if confidence is not None and not drops:
+        raise typer.BadParameter("belongs to --max-accuracy-drop, which is not given", param_hint="--confidence")
+    prices = [
+        *(ControlFields(lambda_=value) for value in options.numbers(lambdas, "--lambda")),
+        *(ControlFields(max_mean_cost=value) for value in options.numbers(max_mean_costs, "--max-mean-cost")),
+        *(ControlFields(max_accuracy_drop=value, confidence=confidence) for value in drops),
+    ]
+    return prices or [ControlFields()]
 
 
 def _choices(text: str, option: str) -> list[float | None]:

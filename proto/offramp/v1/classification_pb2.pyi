@@ -154,10 +154,12 @@ class StreamStatus(_message.Message):
         STATE_CONFIGURED: _ClassVar[StreamStatus.State]
         STATE_REFUSED: _ClassVar[StreamStatus.State]
         STATE_DRAINING: _ClassVar[StreamStatus.State]
+        STATE_MOVED: _ClassVar[StreamStatus.State]
     STATE_UNSPECIFIED: StreamStatus.State
     STATE_CONFIGURED: StreamStatus.State
     STATE_REFUSED: StreamStatus.State
     STATE_DRAINING: StreamStatus.State
+    STATE_MOVED: StreamStatus.State
     STATE_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]

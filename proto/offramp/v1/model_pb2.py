@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from offramp.v1 import classification_pb2 as offramp_dot_v1_dot_classification__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16offramp/v1/model.proto\x12\nofframp.v1\x1a\x1fofframp/v1/classification.proto\"\x13\n\x11ListModelsRequest\">\n\x12ListModelsResponse\x12(\n\x06models\x18\x01 \x03(\x0b\x32\x18.offramp.v1.ModelSummary\"|\n\x0cModelSummary\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x12\n\nis_default\x18\x03 \x01(\x08\x12\r\n\x05\x65xits\x18\x04 \x01(\r\x12\x0f\n\x07\x63lasses\x18\x05 \x01(\r\x12\x19\n\x11\x66rames_classified\x18\x06 \x01(\x04\"1\n\x0fGetModelRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\"4\n\x10GetModelResponse\x12 \n\x05model\x18\x01 \x01(\x0b\x32\x11.offramp.v1.Model\"\xc4\x03\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x0e\n\x06labels\x18\x03 \x03(\t\x12\x14\n\x0cinput_height\x18\x04 \x01(\r\x12\x13\n\x0binput_width\x18\x05 \x01(\r\x12\x1f\n\x05\x65xits\x18\x06 \x03(\x0b\x32\x10.offramp.v1.Exit\x12\x11\n\tfull_macs\x18\x07 \x01(\x04\x12\x16\n\x0erouter_lambdas\x18\x08 \x03(\x01\x12\x33\n\x0f\x64\x65\x66\x61ult_control\x18\t \x01(\x0b\x32\x1a.offramp.v1.RoutingControl\x12\x37\n\x12\x64\x65\x66\x61ult_thresholds\x18\n \x03(\x0b\x32\x1b.offramp.v1.PolicyThreshold\x12\x34\n\x10operating_points\x18\x0b \x03(\x0b\x32\x1a.offramp.v1.OperatingPoint\x12\x0f\n\x07\x62\x61\x63kend\x18\x0c \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\r \x01(\t\x12\x15\n\rfull_accuracy\x18\x0e \x01(\x01\x12\x11\n\tdata_note\x18\x0f \x01(\t\x12&\n\x08\x66rontier\x18\x10 \x01(\x0b\x32\x14.offramp.v1.Frontier\"^\n\x04\x45xit\x12\x0c\n\x04\x65xit\x18\x01 \x01(\r\x12\x0c\n\x04macs\x18\x02 \x01(\x04\x12\x12\n\ncost_ratio\x18\x03 \x01(\x01\x12\x14\n\x0cnominal_cost\x18\x04 \x01(\x01\x12\x10\n\x08\x61\x63\x63uracy\x18\x05 \x01(\x01\"H\n\x0fPolicyThreshold\x12\"\n\x06policy\x18\x01 \x01(\x0e\x32\x12.offramp.v1.Policy\x12\x11\n\tthreshold\x18\x02 \x01(\x01\"z\n\x0eOperatingPoint\x12+\n\x07\x63ontrol\x18\x01 \x01(\x0b\x32\x1a.offramp.v1.RoutingControl\x12\x10\n\x08\x61\x63\x63uracy\x18\x02 \x01(\x01\x12\x11\n\tmean_cost\x18\x03 \x01(\x01\x12\x16\n\x0e\x65xit_fractions\x18\x04 \x03(\x01\"E\n\x08\x46rontier\x12)\n\x06points\x18\x01 \x03(\x0b\x32\x19.offramp.v1.FrontierPoint\x12\x0e\n\x06\x66rames\x18\x02 \x01(\r\"l\n\rFrontierPoint\x12\x0e\n\x06lambda\x18\x01 \x01(\x01\x12\x11\n\tmean_cost\x18\x02 \x01(\x01\x12\x10\n\x08\x61\x63\x63uracy\x18\x03 \x01(\x01\x12\x16\n\x0e\x65xit_fractions\x18\x04 \x03(\x01\x12\x0e\n\x06losses\x18\x05 \x01(\r2\xa2\x01\n\x0cModelService\x12K\n\nListModels\x12\x1d.offramp.v1.ListModelsRequest\x1a\x1e.offramp.v1.ListModelsResponse\x12\x45\n\x08GetModel\x12\x1b.offramp.v1.GetModelRequest\x1a\x1c.offramp.v1.GetModelResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16offramp/v1/model.proto\x12\nofframp.v1\x1a\x1fofframp/v1/classification.proto\"\x13\n\x11ListModelsRequest\">\n\x12ListModelsResponse\x12(\n\x06models\x18\x01 \x03(\x0b\x32\x18.offramp.v1.ModelSummary\"|\n\x0cModelSummary\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x12\n\nis_default\x18\x03 \x01(\x08\x12\r\n\x05\x65xits\x18\x04 \x01(\r\x12\x0f\n\x07\x63lasses\x18\x05 \x01(\r\x12\x19\n\x11\x66rames_classified\x18\x06 \x01(\x04\"1\n\x0fGetModelRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\"4\n\x10GetModelResponse\x12 \n\x05model\x18\x01 \x01(\x0b\x32\x11.offramp.v1.Model\"\xdc\x03\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x0e\n\x06labels\x18\x03 \x03(\t\x12\x14\n\x0cinput_height\x18\x04 \x01(\r\x12\x13\n\x0binput_width\x18\x05 \x01(\r\x12\x1f\n\x05\x65xits\x18\x06 \x03(\x0b\x32\x10.offramp.v1.Exit\x12\x11\n\tfull_macs\x18\x07 \x01(\x04\x12\x16\n\x0erouter_lambdas\x18\x08 \x03(\x01\x12\x33\n\x0f\x64\x65\x66\x61ult_control\x18\t \x01(\x0b\x32\x1a.offramp.v1.RoutingControl\x12\x37\n\x12\x64\x65\x66\x61ult_thresholds\x18\n \x03(\x0b\x32\x1b.offramp.v1.PolicyThreshold\x12\x34\n\x10operating_points\x18\x0b \x03(\x0b\x32\x1a.offramp.v1.OperatingPoint\x12\x0f\n\x07\x62\x61\x63kend\x18\x0c \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\r \x01(\t\x12\x15\n\rfull_accuracy\x18\x0e \x01(\x01\x12\x11\n\tdata_note\x18\x0f \x01(\t\x12&\n\x08\x66rontier\x18\x10 \x01(\x0b\x32\x14.offramp.v1.Frontier\x12\x16\n\x0e\x62\x61\x63kend_reason\x18\x11 \x01(\t\"^\n\x04\x45xit\x12\x0c\n\x04\x65xit\x18\x01 \x01(\r\x12\x0c\n\x04macs\x18\x02 \x01(\x04\x12\x12\n\ncost_ratio\x18\x03 \x01(\x01\x12\x14\n\x0cnominal_cost\x18\x04 \x01(\x01\x12\x10\n\x08\x61\x63\x63uracy\x18\x05 \x01(\x01\"H\n\x0fPolicyThreshold\x12\"\n\x06policy\x18\x01 \x01(\x0e\x32\x12.offramp.v1.Policy\x12\x11\n\tthreshold\x18\x02 \x01(\x01\"z\n\x0eOperatingPoint\x12+\n\x07\x63ontrol\x18\x01 \x01(\x0b\x32\x1a.offramp.v1.RoutingControl\x12\x10\n\x08\x61\x63\x63uracy\x18\x02 \x01(\x01\x12\x11\n\tmean_cost\x18\x03 \x01(\x01\x12\x16\n\x0e\x65xit_fractions\x18\x04 \x03(\x01\"E\n\x08\x46rontier\x12)\n\x06points\x18\x01 \x03(\x0b\x32\x19.offramp.v1.FrontierPoint\x12\x0e\n\x06\x66rames\x18\x02 \x01(\r\"l\n\rFrontierPoint\x12\x0e\n\x06lambda\x18\x01 \x01(\x01\x12\x11\n\tmean_cost\x18\x02 \x01(\x01\x12\x10\n\x08\x61\x63\x63uracy\x18\x03 \x01(\x01\x12\x16\n\x0e\x65xit_fractions\x18\x04 \x03(\x01\x12\x0e\n\x06losses\x18\x05 \x01(\r2\xa2\x01\n\x0cModelService\x12K\n\nListModels\x12\x1d.offramp.v1.ListModelsRequest\x1a\x1e.offramp.v1.ListModelsResponse\x12\x45\n\x08GetModel\x12\x1b.offramp.v1.GetModelRequest\x1a\x1c.offramp.v1.GetModelResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -43,17 +43,17 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GETMODELRESPONSE']._serialized_start=333
   _globals['_GETMODELRESPONSE']._serialized_end=385
   _globals['_MODEL']._serialized_start=388
-  _globals['_MODEL']._serialized_end=840
-  _globals['_EXIT']._serialized_start=842
-  _globals['_EXIT']._serialized_end=936
-  _globals['_POLICYTHRESHOLD']._serialized_start=938
-  _globals['_POLICYTHRESHOLD']._serialized_end=1010
-  _globals['_OPERATINGPOINT']._serialized_start=1012
-  _globals['_OPERATINGPOINT']._serialized_end=1134
-  _globals['_FRONTIER']._serialized_start=1136
-  _globals['_FRONTIER']._serialized_end=1205
-  _globals['_FRONTIERPOINT']._serialized_start=1207
-  _globals['_FRONTIERPOINT']._serialized_end=1315
-  _globals['_MODELSERVICE']._serialized_start=1318
-  _globals['_MODELSERVICE']._serialized_end=1480
+  _globals['_MODEL']._serialized_end=864
+  _globals['_EXIT']._serialized_start=866
+  _globals['_EXIT']._serialized_end=960
+  _globals['_POLICYTHRESHOLD']._serialized_start=962
+  _globals['_POLICYTHRESHOLD']._serialized_end=1034
+  _globals['_OPERATINGPOINT']._serialized_start=1036
+  _globals['_OPERATINGPOINT']._serialized_end=1158
+  _globals['_FRONTIER']._serialized_start=1160
+  _globals['_FRONTIER']._serialized_end=1229
+  _globals['_FRONTIERPOINT']._serialized_start=1231
+  _globals['_FRONTIERPOINT']._serialized_end=1339
+  _globals['_MODELSERVICE']._serialized_start=1342
+  _globals['_MODELSERVICE']._serialized_end=1504
 # @@protoc_insertion_point(module_scope)

@@ -48,7 +48,7 @@ class GetModelResponse(_message.Message):
     def __init__(self, model: _Optional[_Union[Model, _Mapping]] = ...) -> None: ...
 
 class Model(_message.Message):
-    __slots__ = ("name", "version", "labels", "input_height", "input_width", "exits", "full_macs", "router_lambdas", "default_control", "default_thresholds", "operating_points", "backend", "device", "full_accuracy", "data_note", "frontier")
+    __slots__ = ("name", "version", "labels", "input_height", "input_width", "exits", "full_macs", "router_lambdas", "default_control", "default_thresholds", "operating_points", "backend", "device", "full_accuracy", "data_note", "frontier", "backend_reason")
     NAME_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     LABELS_FIELD_NUMBER: _ClassVar[int]
@@ -65,6 +65,7 @@ class Model(_message.Message):
     FULL_ACCURACY_FIELD_NUMBER: _ClassVar[int]
     DATA_NOTE_FIELD_NUMBER: _ClassVar[int]
     FRONTIER_FIELD_NUMBER: _ClassVar[int]
+    BACKEND_REASON_FIELD_NUMBER: _ClassVar[int]
     name: str
     version: str
     labels: _containers.RepeatedScalarFieldContainer[str]
@@ -81,7 +82,8 @@ class Model(_message.Message):
     full_accuracy: float
     data_note: str
     frontier: Frontier
-    def __init__(self, name: _Optional[str] = ..., version: _Optional[str] = ..., labels: _Optional[_Iterable[str]] = ..., input_height: _Optional[int] = ..., input_width: _Optional[int] = ..., exits: _Optional[_Iterable[_Union[Exit, _Mapping]]] = ..., full_macs: _Optional[int] = ..., router_lambdas: _Optional[_Iterable[float]] = ..., default_control: _Optional[_Union[_classification_pb2.RoutingControl, _Mapping]] = ..., default_thresholds: _Optional[_Iterable[_Union[PolicyThreshold, _Mapping]]] = ..., operating_points: _Optional[_Iterable[_Union[OperatingPoint, _Mapping]]] = ..., backend: _Optional[str] = ..., device: _Optional[str] = ..., full_accuracy: _Optional[float] = ..., data_note: _Optional[str] = ..., frontier: _Optional[_Union[Frontier, _Mapping]] = ...) -> None: ...
+    backend_reason: str
+    def __init__(self, name: _Optional[str] = ..., version: _Optional[str] = ..., labels: _Optional[_Iterable[str]] = ..., input_height: _Optional[int] = ..., input_width: _Optional[int] = ..., exits: _Optional[_Iterable[_Union[Exit, _Mapping]]] = ..., full_macs: _Optional[int] = ..., router_lambdas: _Optional[_Iterable[float]] = ..., default_control: _Optional[_Union[_classification_pb2.RoutingControl, _Mapping]] = ..., default_thresholds: _Optional[_Iterable[_Union[PolicyThreshold, _Mapping]]] = ..., operating_points: _Optional[_Iterable[_Union[OperatingPoint, _Mapping]]] = ..., backend: _Optional[str] = ..., device: _Optional[str] = ..., full_accuracy: _Optional[float] = ..., data_note: _Optional[str] = ..., frontier: _Optional[_Union[Frontier, _Mapping]] = ..., backend_reason: _Optional[str] = ...) -> None: ...
 
 class Exit(_message.Message):
     __slots__ = ("exit", "macs", "cost_ratio", "nominal_cost", "accuracy")

@@ -1,14 +1,19 @@
-"""Stages of a bundle's network on PyTorch: float32 on the CPU, float32 on a CUDA device where there is one."""
+"""Stages of a bundle's network on PyTorch: a CPU, or a CUDA device, where stages are captured as CUDA graphs."""
 
 from __future__ import annotations
 
+from typing import Literal
+
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from offramp_model.bundle import Bundle
 from offramp_model.routing import halting_rule
+from offramp_server.backends.cuda_graphs import CapturedStages
 from offramp_server.engine.types import StageResult
+
+TorchPrecision = Literal["bf16", "f32"]
 
 
 class TorchBackend:
@@ -16,15 +21,27 @@ class TorchBackend:
 
     name = "torch"
 
-    def __init__(self, bundle: Bundle, device: str = "auto") -> None:
-        """`device` is `auto` (CUDA where there is one), `cpu`, or any torch device string. Raises BundleError."""
+    def __init__(
+        self, bundle: Bundle, device: str = "auto", precision: TorchPrecision = "f32", reason: str = "asked for"
+    ) -> None:
+        """`device` is `auto` (CUDA where there is one), `cpu`, or any torch device string. Raises BundleError.
+
+        In bf16 the backbone runs in bfloat16, heads and routers in float32.
+        """
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
         self._device = torch.device(device)
         self._network = bundle.load_network().to(self._device).requires_grad_(False)
         self._network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing from torch's stubs
+        if precision == "bf16":
+            self._network.stem = _Bfloat16(self._network.stem)
+            for index, group in enumerate(self._network.groups):
+                self._network.groups[index] = _Bfloat16(group)
+        self._features_type = torch.bfloat16 if precision == "bf16" else torch.float32
+        self._captured = CapturedStages(self._run) if self._device.type == "cuda" else None
         manifest = bundle.manifest
-        self.device_description = f"{device}, float32"
+        self.device_description = f"{device}, {'bfloat16' if precision == 'bf16' else 'float32'}"
+        self.reason = reason
         self.exits = manifest.network.exits
         self.input_size = manifest.network.input_size
         self.classes = manifest.network.classes
@@ -55,5 +72,34 @@ class TorchBackend:
 
     def run_stage(self, exit: int, features: Tensor, earlier_NEC: Tensor) -> StageResult:
         """Run one stage on (N, …) features; stage 1 takes what `prepare` gives, and no earlier logits."""
-        output = self._network.stage(exit, features.contiguous(memory_format=torch.channels_last), earlier_NEC)
-        return StageResult(output.features_NCHW, output.logits_NEC, output.router_output)
+        features = features.contiguous(memory_format=torch.channels_last)
+        return self._run(exit, features, earlier_NEC) if self._captured is None else self._captured(exit, features, earlier_NEC)
+
+    def run_whole(self, features: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Run every stage in a row on what `prepare` gives, for frames that go to the last exit anyway.
+
+        Returns the class logits of every exit, shape (N, K, classes), and each router's output.
+        """
+        logits_NEC, routers = features.new_zeros(len(features), 0, self.classes), []
+        for exit in range(1, self.exits + 1):
+            result = self.run_stage(exit, features, logits_NEC)
+            features, logits_NEC = result.features, result.logits_NEC
+            routers += [result.router_output] if result.router_output is not None else []
+        return logits_NEC, routers
+
+    def _run(self, exit: int, features: Tensor, earlier_NEC: Tensor) -> StageResult:
+        output = self._network.stage(exit, features, earlier_NEC)
+        return StageResult(output.features_NCHW.to(self._features_type), output.logits_NEC, output.router_output)
+
+
+class _Bfloat16(nn.Module):
+    """Runs a part of the backbone in bfloat16 between float32 tensors."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self._inner = inner
+
+    def forward(self, features_NCHW: Tensor) -> Tensor:
+        with torch.autocast(features_NCHW.device.type, torch.bfloat16):
+            output: Tensor = self._inner(features_NCHW)
+        return output.float()

@@ -54,15 +54,18 @@ class Engine:
         self._closed = False
         self._busy_seconds = 0.0
         self.frames_answered = 0
+        self.batches_entered = 0
+        """Batches that ran stage 1, through which every frame goes."""
 
     @property
     def in_flight(self) -> int:
         """Frames admitted and not yet answered or dropped."""
         return self._in_flight
 
-    async def start(self) -> None:
-        """Warm up every stage, then take frames."""
-        await asyncio.get_running_loop().run_in_executor(self._executor, warm_up, self._backend, self._limits.max_batch)
+    async def start(self, warm_up_in: Executor | None = None) -> None:
+        """Warm up every stage, then take frames. `warm_up_in` keeps that off the engine's own executor, where others may run."""
+        executor = warm_up_in or self._executor
+        await asyncio.get_running_loop().run_in_executor(executor, warm_up, self._backend, self._limits.max_batch)
         self._loop_task = asyncio.create_task(self._run(), name="engine")
 
     def submit(self, frame: Frame) -> asyncio.Future[Answer]:
@@ -125,6 +128,7 @@ class Engine:
 
     async def _run_stage(self, stage: int, rows: list[_Row]) -> None:
         started = self._clock()
+        self.batches_entered += stage == 1
         waits = [started - row.queued_at for row in rows]
         try:
             outcomes = await asyncio.get_running_loop().run_in_executor(

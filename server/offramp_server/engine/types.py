@@ -83,6 +83,8 @@ class Backend(Protocol):
     """The runtime, such as `torch`."""
     device_description: str
     """Device and number format, such as `cpu, float32`."""
+    reason: str
+    """Why this runtime and number format were chosen."""
     exits: int
     input_size: int
     """Height and width of the network's input, in pixels."""

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import math
 import platform
+from functools import partial
+from itertools import product
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, GCCollector, Histogram, PlatformCollector, ProcessCollector
 
 from offramp_server.engine.types import Answer, Frame
+from offramp_server.ops.drift import DriftWindow
 
 SECONDS = (0.0005, 0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.05, 0.075, 0.1, 0.2, 0.5, 1, 2, 5)
 COMPUTE_RATIOS = tuple(round(0.05 * step, 2) for step in range(1, 23))  # up to 1.1: heads and routers exceed the plain network
@@ -19,6 +22,7 @@ CONFIDENCES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 1)
 MODEL = ("model", "version")
 EXIT_REASONS = ("policy", "last_exit", "max_exit", "max_cost")
 SCORING_POLICIES = ("router", "entropy", "confidence")
+POLICIES = (*SCORING_POLICIES, "fixed")
 REFUSALS = ("invalid", "overloaded", "not_ready", "closed")
 DROPS = ("cancelled", "expired", "failed")
 
@@ -49,8 +53,8 @@ class MetricFamilies:
 
         depths = tuple(float(exit) for exit in range(1, exits + 1))
         self.exit_depth = histogram("exit_depth", "Exit at which a frame left.", depths)
-        self.compute = histogram("compute_ratio", "MACs spent on a frame over the full network's.", COMPUTE_RATIOS)
-        self.frames = counter("frames", "Frames classified, by exit and why they left there.", "exit", "reason")
+        self.compute = histogram("compute_ratio", "MACs spent on a frame over the full network's.", COMPUTE_RATIOS, "policy")
+        self.frames = counter("frames", "Frames classified, by policy, exit and why they left there.", "policy", "exit", "reason")
         self.macs_spent = counter("macs_spent", "Multiply-accumulates spent on classified frames.")
         self.macs_saved = counter("macs_saved", "Multiply-accumulates that the full network would have spent beyond that.")
         self.latency = histogram("latency_seconds", "From a frame's admission to its answer.", SECONDS)
@@ -68,7 +72,13 @@ class MetricFamilies:
         self.dropped = counter("frames_dropped", "Admitted frames that got no answer.", "reason")
         self.in_flight = gauge("frames_in_flight", "Frames admitted and not yet answered.")
         self.streams = gauge("streams", "Open streams.")
-        self.info = gauge("model_info", "Always 1; the labels say what is loaded and where it runs.", "backend", "device")
+        self.drift = gauge(
+            "drift_score", "How far the last frames' histogram is from the bundle's, 0 to 1; NaN while frames are few.", "kind"
+        )
+        self.drift_frames = gauge("drift_frames", "Frames that the drift scores are of: the last ones under the default control.")
+        self.info = gauge(
+            "model_info", "1 while loaded; the labels say what, where it runs, and why there.", "backend", "device", "reason"
+        )
 
 
 class ModelMetrics:
@@ -81,17 +91,19 @@ class ModelMetrics:
         runtime: tuple[str, str],
         exit_macs: tuple[int, ...],
         full_macs: int,
+        drift: DriftWindow | None = None,
+        reason: str = "",
     ) -> None:
-        """`names` are the model and its version, `runtime` the backend and its device.
+        """`names` are the model and its version, `runtime` the backend and its device, `reason` why those were chosen.
 
-        `exit_macs` are the MACs up to each exit, `full_macs` the plain full network's.
+        `exit_macs` are the MACs up to each exit, `full_macs` the plain full network's. Without `drift` there is no drift score.
         """
-        self._exit_macs, self._full_macs = exit_macs, full_macs
+        self._exit_macs, self._full_macs, self._drift = exit_macs, full_macs, drift
         exits = range(1, len(exit_macs) + 1)
         # every child is made here, so that each series starts at 0 and no frame pays for a lookup
         self._exit_depth = families.exit_depth.labels(*names)
-        self._compute = families.compute.labels(*names)
-        self._frames = {(exit, reason): families.frames.labels(*names, exit, reason) for exit in exits for reason in EXIT_REASONS}
+        self._compute = {policy: families.compute.labels(*names, policy) for policy in POLICIES}
+        self._frames = {key: families.frames.labels(*names, *key) for key in product(POLICIES, exits, EXIT_REASONS)}
         self._macs_spent = families.macs_spent.labels(*names)
         self._macs_saved = families.macs_saved.labels(*names)
         self._latency = families.latency.labels(*names)
@@ -107,7 +119,13 @@ class ModelMetrics:
         self._dropped = {reason: families.dropped.labels(*names, reason) for reason in DROPS}
         self._in_flight = families.in_flight.labels(*names)
         self._streams = families.streams.labels(*names)
-        families.info.labels(*names, *runtime).set(1)
+        self._info = families.info.labels(*names, *runtime, reason)
+        self._info.set(1)
+        self._drift_scores = {} if drift is None else {kind: families.drift.labels(*names, kind) for kind in drift.kinds}
+        if drift is not None:  # computed when scraped, not for every frame
+            families.drift_frames.labels(*names).set_function(lambda: drift.frames)
+            for kind, score in self._drift_scores.items():
+                score.set_function(partial(drift.score, kind))
 
     def frame_admitted(self, frame: Frame) -> None:
         """A frame entered the first queue."""
@@ -120,10 +138,10 @@ class ModelMetrics:
 
     def frame_answered(self, frame: Frame, answer: Answer) -> None:
         """A frame left the network."""
-        spent = self._exit_macs[answer.exit - 1]
+        spent, policy = self._exit_macs[answer.exit - 1], frame.control.policy.name.lower()
         self._exit_depth.observe(answer.exit)
-        self._compute.observe(spent / self._full_macs)
-        self._frames[answer.exit, answer.reason.name.lower()].inc()
+        self._compute[policy].observe(spent / self._full_macs)
+        self._frames[policy, answer.exit, answer.reason.name.lower()].inc()
         self._macs_spent.inc(spent)
         self._macs_saved.inc(max(self._full_macs - spent, 0))
         self._latency.observe((answer.queue_ms + answer.compute_ms) / 1000)
@@ -131,6 +149,8 @@ class ModelMetrics:
         confidence = float(answer.probabilities.max())
         if math.isfinite(confidence):  # one NaN would stay in the histogram's sum for ever
             self._confidence[answer.exit].observe(confidence)
+            if self._drift is not None:
+                self._drift.observe(frame.control, answer.exit, confidence)
 
     def frame_refused(self, reason: str) -> None:
         """A frame was not admitted: `invalid`, `overloaded`, `not_ready` or `closed`."""
@@ -150,6 +170,12 @@ class ModelMetrics:
     def in_flight(self, frames: int) -> None:
         """The number of frames admitted and not yet answered changed."""
         self._in_flight.set(frames)
+
+    def model_retired(self) -> None:
+        """The model version is no longer loaded."""
+        self._info.set(0)
+        for score in self._drift_scores.values():
+            score.set_function(lambda: math.nan)  # what it served last is nobody's alarm
 
     def stream_opened(self) -> None:
         """A stream was configured."""

@@ -12,18 +12,17 @@ import grpc.aio
 
 from offramp.v1 import classification_pb2 as pb
 from offramp.v1 import classification_pb2_grpc
-from offramp_server.errors import InvalidRequestError, OverloadedError, UnavailableError
+from offramp_server.errors import InvalidRequestError, UnavailableError
+from offramp_server.rpc.calls import StreamSlots
 from offramp_server.rpc.convert import classify_frame
 from offramp_server.rpc.images import ImageReader
 from offramp_server.rpc.models import Catalogue
 from offramp_server.rpc.stream import ClassificationStream, StreamLimits
 
-STREAM_RETRY_AFTER_MS = 1000
-
 
 @dataclass(frozen=True, slots=True)
 class ClassificationLimits:
-    """Bounds of the service."""
+    """Bounds of the services that classify."""
 
     max_streams: int
     """Open streams; more are refused."""
@@ -37,13 +36,17 @@ class ClassificationServicer(classification_pb2_grpc.ClassificationServiceServic
         self,
         catalogue: Catalogue,
         images: ImageReader,
-        limits: ClassificationLimits,
+        limits: StreamLimits,
+        streams: StreamSlots,
         draining: asyncio.Event,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`draining` ends streams and refuses calls once it is set; `clock` is the engine's, in seconds."""
+        """`streams` are the places of all services; `draining` ends streams and refuses calls once it is set.
+
+        `clock` is the engine's, in seconds.
+        """
         self._catalogue, self._images, self._limits, self._draining, self._clock = catalogue, images, limits, draining, clock
-        self._streams = 0
+        self._streams = streams
 
     async def Classify(  # noqa: N802  # the wire's name
         self, request: pb.ClassifyRequest, context: grpc.aio.ServicerContext[pb.ClassifyRequest, pb.ClassifyResponse]
@@ -54,9 +57,10 @@ class ClassificationServicer(classification_pb2_grpc.ClassificationServiceServic
         if not request.HasField("frame"):
             model.metrics.frame_refused("invalid")
             raise InvalidRequestError("frame", "is missing: give the frame to classify")
-        result = await classify_frame(
-            model, self._images, request.frame, model.controls.default, top_k=request.top_k, deadline=self._deadline(context)
-        )
+        with model.calls:
+            result = await classify_frame(
+                model, self._images, request.frame, model.controls.default, top_k=request.top_k, deadline=self._deadline(context)
+            )
         return pb.ClassifyResponse(result=result)
 
     async def StreamClassify(  # noqa: N802  # the wire's name
@@ -66,22 +70,11 @@ class ClassificationServicer(classification_pb2_grpc.ClassificationServiceServic
     ) -> None:
         """Classify frames as they come; see ClassificationStream."""
         self._refuse_while_draining()
-        if self._streams >= self._limits.max_streams:
-            raise OverloadedError(f"{self._streams} streams are open, the most that this server takes", STREAM_RETRY_AFTER_MS)
-        self._streams += 1
-        try:
+        with self._streams:
             stream = ClassificationStream(
-                requests,
-                context.write,
-                self._catalogue,
-                self._images,
-                self._limits.stream,
-                self._draining,
-                self._deadline(context),
+                requests, context.write, self._catalogue, self._images, self._limits, self._draining, self._deadline(context)
             )
             await stream.run()
-        finally:
-            self._streams -= 1
 
     def _refuse_while_draining(self) -> None:
         if self._draining.is_set():

@@ -13,6 +13,7 @@ from offramp_server.errors import InvalidRequestError, OfframpError, OverloadedE
 from offramp_server.rpc.control import ResolvedControl, write_control
 from offramp_server.rpc.images import ImageReader
 from offramp_server.rpc.models import ServedModel
+from offramp_server.rpc.statistics import now_ns
 from offramp_server.rpc.status import write_error
 
 
@@ -30,8 +31,33 @@ async def classify_frame(
 
     Raises the OfframpError that kept it from an answer.
     """
+    started = now_ns()
     try:
-        control = model.controls.apply(base, frame.control, f"{path}.control") if frame.HasField("control") else base
+        control = resolve(model, base, frame.control, f"{path}.control") if frame.HasField("control") else base
+        answer, read_at = await run_frame(model, images, frame, control, deadline, path)
+    except OfframpError:
+        model.statistics.failed(started)
+        raise
+    answered = now_ns()
+    classification = write_classification(model, control, answer, top_k)
+    model.statistics.answered(started, read_at, answer.queue_ms, answer.compute_ms, now_ns() - answered)
+    return pb.FrameResult(frame_id=frame.frame_id, timestamp_us=frame.timestamp_us, classification=classification)
+
+
+def resolve(model: ServedModel, base: ResolvedControl, control: pb.RoutingControl, path: str) -> ResolvedControl:
+    """A frame's control on top of `base`. Raises InvalidRequestError, and counts it."""
+    try:
+        return model.controls.apply(base, control, path)
+    except InvalidRequestError:
+        model.metrics.frame_refused("invalid")
+        raise
+
+
+async def run_frame(
+    model: ServedModel, images: ImageReader, frame: pb.Frame, control: ResolvedControl, deadline: float | None, path: str
+) -> tuple[Answer, int]:
+    """A frame's answer, and when its picture had been read, of `now_ns`. Raises the OfframpError that kept it from one."""
+    try:
         image = await images.read(frame, model.manifest.network.input_size, path)
     except InvalidRequestError:
         model.metrics.frame_refused("invalid")
@@ -39,9 +65,8 @@ async def classify_frame(
     except OverloadedError:
         model.metrics.frame_refused("overloaded")
         raise
-    answer = await model.engine.submit(Frame(image, control.frame_control, deadline))
-    classification = write_classification(model, control, answer, top_k)
-    return pb.FrameResult(frame_id=frame.frame_id, timestamp_us=frame.timestamp_us, classification=classification)
+    read_at = now_ns()
+    return await model.engine.submit(Frame(image, control.frame_control, deadline)), read_at
 
 
 def write_failure(frame: pb.Frame, error: OfframpError) -> pb.FrameResult:
@@ -115,6 +140,7 @@ def write_model(model: ServedModel) -> model_pb2.Model:
         ],
         backend=model.backend,
         device=model.device,
+        backend_reason=model.backend_reason,
         full_accuracy=manifest.full_accuracy,
         data_note=manifest.provenance.data_note,
         frontier=_write_frontier(manifest.frontier) if manifest.frontier is not None else None,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import re
 import uuid
@@ -15,6 +14,7 @@ import grpc.aio
 from grpc_status import rpc_status
 
 from offramp_server.errors import ExecutionError, OfframpError
+from offramp_server.rpc.calls import OpenCalls
 from offramp_server.rpc.status import write_status
 
 logger = logging.getLogger(__name__)
@@ -30,28 +30,6 @@ Handler = Callable[[Any, grpc.aio.ServicerContext[Any, Any]], Awaitable[Any]]
 def current_request_id() -> str:
     """The id of the call that is being served, empty outside a call."""
     return _request_id.get()
-
-
-class OpenCalls:
-    """Counts calls that are being served."""
-
-    def __init__(self) -> None:
-        self.count = 0
-        self._idle = asyncio.Event()
-        self._idle.set()
-
-    def __enter__(self) -> None:
-        self.count += 1
-        self._idle.clear()
-
-    def __exit__(self, *_: object) -> None:
-        self.count -= 1
-        if self.count == 0:
-            self._idle.set()
-
-    async def wait_idle(self) -> None:
-        """Return when no call is being served."""
-        await self._idle.wait()
 
 
 class CallInterceptor(grpc.aio.ServerInterceptor):

@@ -4,19 +4,35 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from offramp_model.bundle import Manifest
 from offramp_server.engine.types import Answer, Frame
 from offramp_server.errors import ModelNotFoundError, UnavailableError
+from offramp_server.rpc.calls import OpenCalls
 from offramp_server.rpc.control import ModelControls
+from offramp_server.rpc.statistics import RequestStatistics
+
+LATEST = "latest"
+"""The version that a stream asks for in order to move to newer ones as they are loaded."""
 
 
 class FrameEngine(Protocol):
     """What servicers need of an engine."""
 
     frames_answered: int
+    batches_entered: int
+    """Batches that ran stage 1."""
+
+    @property
+    def in_flight(self) -> int:
+        """Frames admitted and not yet answered or dropped."""
+        ...
+
+    async def close(self) -> None:
+        """Stop; frames still in flight fail."""
+        ...
 
     def submit(self, frame: Frame) -> asyncio.Future[Answer]:
         """Admit a frame. Raises OverloadedError or UnavailableError; the future may fail with another OfframpError."""
@@ -38,10 +54,14 @@ class CallMetrics(Protocol):
         """A frame was refused before it reached the engine: `invalid` or `overloaded`."""
         ...
 
+    def model_retired(self) -> None:
+        """The model version is no longer loaded."""
+        ...
 
-@dataclass(frozen=True, slots=True)
+
+@dataclass(frozen=True, slots=True, eq=False)
 class ServedModel:
-    """One loaded model version."""
+    """One loaded model version. Whoever uses it across an `await` is counted in `calls`, and it lives until none is."""
 
     manifest: Manifest
     controls: ModelControls
@@ -51,6 +71,11 @@ class ServedModel:
     """Runtime, such as `torch`."""
     device: str
     """Device and number format, such as `cpu, float32`."""
+    backend_reason: str = ""
+    """Why that runtime and number format were chosen."""
+    calls: OpenCalls = field(default_factory=OpenCalls)
+    """Calls and frames that use this version."""
+    statistics: RequestStatistics = field(default_factory=RequestStatistics)
 
     @property
     def name(self) -> str:
@@ -64,7 +89,7 @@ class ServedModel:
 
 
 class Catalogue:
-    """The loaded models; empty until the server is ready."""
+    """The loaded models, of all services; empty until the server is ready."""
 
     def __init__(self) -> None:
         self.models: tuple[ServedModel, ...] = ()
@@ -73,22 +98,27 @@ class Catalogue:
 
     def publish(self, models: Sequence[ServedModel]) -> None:
         """Serve these, the first of which is the default model."""
-        self.models = tuple(sorted(models, key=lambda model: (model.name, -model.manifest.version)))
         self._default = models[0].name
+        self.models = tuple(sorted(models, key=lambda model: (model.name, -model.manifest.version)))
+
+    def replace(self, name: str, models: Sequence[ServedModel]) -> None:
+        """Serve these versions of a model and no others of it."""
+        others = [model for model in self.models if model.name != name]
+        self.models = tuple(sorted((*others, *models), key=lambda model: (model.name, -model.manifest.version)))
 
     def find(self, name: str, version: str) -> ServedModel:
-        """The model of that name and version; empty strings mean the default model and its newest version.
+        """The model of that name and version; empty strings mean the default model and its newest version, as does `latest`.
 
         Raises ModelNotFoundError, or UnavailableError while no model is ready.
         """
         if not self.models:
-            raise UnavailableError("no model is ready yet: wait until the health service says SERVING")
+            raise UnavailableError("no model is ready: wait until the health service says SERVING")
         wanted = name or self._default
         versions = [model for model in self.models if model.name == wanted]
         if not versions:
             loaded = ", ".join(sorted({model.name for model in self.models}))
             raise ModelNotFoundError(f"no model {wanted!r} is loaded: there is {loaded}")
-        if not version:
+        if version in ("", LATEST):
             return versions[0]
         for model in versions:
             if model.version == version:

@@ -11,15 +11,19 @@ from offramp_server.errors import (
     DeadlineError,
     ExecutionError,
     InvalidRequestError,
+    ModelLoadError,
     ModelNotFoundError,
     OfframpError,
     OverloadedError,
     UnavailableError,
+    UnsupportedError,
 )
 
 CODES: dict[type[OfframpError], grpc.StatusCode] = {
     InvalidRequestError: grpc.StatusCode.INVALID_ARGUMENT,
     ModelNotFoundError: grpc.StatusCode.NOT_FOUND,
+    ModelLoadError: grpc.StatusCode.FAILED_PRECONDITION,
+    UnsupportedError: grpc.StatusCode.UNIMPLEMENTED,
     OverloadedError: grpc.StatusCode.RESOURCE_EXHAUSTED,
     DeadlineError: grpc.StatusCode.DEADLINE_EXCEEDED,
     UnavailableError: grpc.StatusCode.UNAVAILABLE,

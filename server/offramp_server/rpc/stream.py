@@ -12,7 +12,7 @@ from offramp_server.errors import ExecutionError, InvalidRequestError, OfframpEr
 from offramp_server.rpc.control import ResolvedControl, write_control
 from offramp_server.rpc.convert import classify_frame, write_failure
 from offramp_server.rpc.images import ImageReader
-from offramp_server.rpc.models import Catalogue, ServedModel
+from offramp_server.rpc.models import LATEST, Catalogue, ServedModel
 from offramp_server.rpc.status import write_error
 
 logger = logging.getLogger(__name__)
@@ -39,6 +39,8 @@ class ClassificationStream:
 
     Every response holds a place in the window from before its frame is admitted until it has been written. A full window
     stops the reader, and HTTP/2 flow control then stops the caller, so a caller that sends without reading costs no memory.
+    A stream stays with the model version that it began with, also when that is unloaded; where `latest` was asked for it
+    moves to a newer one once that is loaded.
     When the server drains, the frames of messages taken so far are answered, and DRAINING says that none after them is.
     """
 
@@ -65,16 +67,17 @@ class ClassificationStream:
         if config is None:
             return
         self._model: ServedModel = self._catalogue.find(config.model, config.version)
+        self._version = config.version
         self._ordered = config.ordered if config.HasField("ordered") else True
         self._configure(config)
-        self._model.metrics.stream_opened()
+        self._enter(self._model)
         try:
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._write())
                 await self._respond(self._write_status(pb.StreamStatus.STATE_CONFIGURED))
                 await self._read_and_answer()
         finally:
-            self._model.metrics.stream_closed()
+            self._leave(self._model)
 
     async def _read_first_config(self) -> pb.StreamConfig | None:
         reading = asyncio.ensure_future(anext(self._requests, None))
@@ -139,16 +142,21 @@ class ClassificationStream:
             await self._take(frames, frame, f"batch.frames[{index}]")
 
     async def _take(self, frames: asyncio.TaskGroup, frame: pb.Frame, path: str) -> None:
+        if self._version == LATEST:
+            await self._follow()
         await self._window.acquire()
-        task = frames.create_task(self._answer(frame, path, self._control, self._top_k))
+        model = self._model
+        model.calls.enter()
+        task = frames.create_task(self._answer(model, frame, path, self._control, self._top_k))
+        task.add_done_callback(lambda _: model.calls.leave())
         if self._ordered:
             self._outbox.put_nowait(task)
 
-    async def _answer(self, frame: pb.Frame, path: str, control: ResolvedControl, top_k: int) -> pb.StreamClassifyResponse:
+    async def _answer(
+        self, model: ServedModel, frame: pb.Frame, path: str, control: ResolvedControl, top_k: int
+    ) -> pb.StreamClassifyResponse:
         try:
-            result = await classify_frame(
-                self._model, self._images, frame, control, top_k=top_k, deadline=self._deadline, path=path
-            )
+            result = await classify_frame(model, self._images, frame, control, top_k=top_k, deadline=self._deadline, path=path)
         except OfframpError as error:
             result = write_failure(frame, error)
         except Exception:
@@ -162,8 +170,36 @@ class ClassificationStream:
     # --- the stream's own control -------------------------------------------------------------------------------------
 
     def _configure(self, config: pb.StreamConfig) -> None:
-        self._control = self._model.controls.apply(self._model.controls.default, config.control, "config.control")
-        self._top_k = config.top_k
+        self._control = _resolve(self._model, config)
+        self._config, self._top_k = config, config.top_k
+        self._declined: ServedModel | None = None  # a newer version that this config does not suit
+
+    async def _follow(self) -> None:
+        """Move to the newest version of the model where that is another one."""
+        try:
+            newest = self._catalogue.find(self._model.name, LATEST)
+        except OfframpError:  # unloaded: the stream stays with what it has
+            return
+        if newest is self._model or newest is self._declined:
+            return
+        try:
+            control = _resolve(newest, self._config)
+        except InvalidRequestError as error:
+            logger.warning("a stream stays with version %s of %s: %s", self._model.version, self._model.name, error)
+            self._declined = newest
+            return
+        self._enter(newest)
+        self._leave(self._model)
+        self._model, self._control = newest, control
+        await self._respond(self._write_status(pb.StreamStatus.STATE_MOVED))
+
+    def _enter(self, model: ServedModel) -> None:
+        model.calls.enter()
+        model.metrics.stream_opened()
+
+    def _leave(self, model: ServedModel) -> None:
+        model.metrics.stream_closed()
+        model.calls.leave()
 
     def _retune(self, config: pb.StreamConfig) -> pb.StreamClassifyResponse:
         try:
@@ -177,7 +213,7 @@ class ClassificationStream:
         remedy = "can't change in mid-stream: leave it out, or open another stream"
         if config.model not in ("", self._model.name):
             raise InvalidRequestError("config.model", remedy)
-        if config.version not in ("", self._model.version):
+        if config.version not in ("", self._version, self._model.version):
             raise InvalidRequestError("config.version", remedy)
         if config.HasField("ordered") and config.ordered != self._ordered:
             raise InvalidRequestError("config.ordered", remedy)
@@ -203,3 +239,7 @@ class ClassificationStream:
             await self._send(await outgoing if isinstance(outgoing, asyncio.Task) else outgoing)
             self._window.release()
             self._outbox.task_done()
+
+
+def _resolve(model: ServedModel, config: pb.StreamConfig) -> ResolvedControl:
+    return model.controls.apply(model.controls.default, config.control, "config.control")

@@ -199,6 +199,26 @@ def test_sweep_measures_each_choice(address: str, folder: Path) -> None:
     assert 0 < points[0]["latency_p50_ms"] <= points[0]["latency_p95_ms"]
 
 
+def test_sweep_measures_outcomes_beside_lambdas(address: str, folder: Path) -> None:
+    asked = ("--lambda", 2, "--max-mean-cost", "0.4,0.6", "--max-accuracy-drop", "0.01", "--confidence", 0.99)
+    done = offramp("sweep", folder, *asked, "--limit", 2, "--json", address=address)
+    assert done.exit_code == 0, done.output
+    controls = [point["control"] for point in json.loads(done.stdout)]
+    names = ("max_mean_cost", "max_accuracy_drop", "confidence")
+    assert controls[0]["lambda_"] == 2
+    assert [{name: control[name] for name in names if control[name] is not None} for control in controls] == [
+        {},
+        {"max_mean_cost": 0.4},
+        {"max_mean_cost": 0.6},
+        {"max_accuracy_drop": 0.01, "confidence": 0.99},
+    ]
+    done = offramp("sweep", folder, "--max-mean-cost", "0.4", "--limit", 2, address=address)
+    assert "cost ≤" in done.stdout
+    done = offramp("sweep", folder, "--lambda", 1, "--confidence", 0.9, address=address)
+    assert done.exit_code == 2
+    assert "--confidence" in done.stderr
+
+
 def test_sweep_prints_a_table_and_plots(address: str, folder: Path) -> None:
     pytest.importorskip("matplotlib")
     file = folder / "sweep.svg"

@@ -45,6 +45,11 @@ def test_models_are_a_list_wherever_they_come_from(source: str, file: Path, monk
     assert load_settings(arguments).models == ("a", "b:2")
 
 
+def test_factories_are_allowed_one_by_one() -> None:
+    assert Settings().allow_factory == ()
+    assert load_settings(["--allow-factory", "my.stages:make, other:make"]).allow_factory == ("my.stages:make", "other:make")
+
+
 def test_the_default_store_lies_beside_the_model_store_package() -> None:
     import offramp_model
 
@@ -62,6 +67,7 @@ def test_the_default_store_lies_beside_the_model_store_package() -> None:
         (["--log-format", "xml"], ["log_format", "'json'"]),
         (["--models", "a,B"], ["models", "'B' is neither NAME nor NAME:VERSION"]),
         (["--models", "a,a"], ["models", "twice"]),
+        (["--allow-factory", "my.stages:make,my.stages"], ["allow_factory", "'my.stages' is not PACKAGE.MODULE:FUNCTION"]),
         (["--no-such-flag"], ["--no-such-flag"]),
         (["--grpc"], ["--grpc"]),
         (["--config", "/no/such/file"], ["config", "/no/such/file"]),

@@ -40,6 +40,7 @@ class FakeBackend:
 
     name = "fake"
     device_description = "none"
+    reason = "none other fits a test"
     exits = EXITS
     input_size = 2
     classes = CLASSES

@@ -44,8 +44,8 @@ def test_an_answered_frame_counts_in_every_family(registry: CollectorRegistry, m
     metrics.frame_answered(frame(), answer(exit=2))
     assert read(registry, "exit_depth_bucket", le="1.0") == 0
     assert read(registry, "exit_depth_bucket", le="2.0") == 1
-    assert read(registry, "compute_ratio_sum") == pytest.approx(0.51)
-    assert read(registry, "frames_total", exit=2, reason="policy") == 1
+    assert read(registry, "compute_ratio_sum", policy="router") == pytest.approx(0.51)
+    assert read(registry, "frames_total", policy="router", exit=2, reason="policy") == 1
     assert read(registry, "macs_spent_total") == 510
     assert read(registry, "macs_saved_total") == 490
     assert read(registry, "latency_seconds_sum") == pytest.approx(0.008)
@@ -64,11 +64,16 @@ def test_heads_and_routers_never_make_savings_negative(registry: CollectorRegist
     assert read(registry, "macs_saved_total") == 0
 
 
+@pytest.mark.parametrize("policy", Policy)
 @pytest.mark.parametrize("reason", ExitReason)
-def test_every_reason_has_its_series(registry: CollectorRegistry, metrics: ModelMetrics, reason: ExitReason) -> None:
-    assert read(registry, "frames_total", exit=1, reason=reason.name.lower()) == 0
-    metrics.frame_answered(frame(), answer(exit=1, reason=reason))
-    assert read(registry, "frames_total", exit=1, reason=reason.name.lower()) == 1
+def test_every_policy_and_reason_has_its_series(
+    registry: CollectorRegistry, metrics: ModelMetrics, policy: Policy, reason: ExitReason
+) -> None:
+    labels = {"policy": policy.name.lower(), "reason": reason.name.lower()}
+    assert read(registry, "frames_total", exit=1, **labels) == 0
+    metrics.frame_answered(frame(policy), answer(exit=1, reason=reason))
+    assert read(registry, "frames_total", exit=1, **labels) == 1
+    assert read(registry, "compute_ratio_count", policy=labels["policy"]) == 1
 
 
 @pytest.mark.parametrize(
@@ -110,7 +115,7 @@ def test_batches_streams_refusals_and_drops(registry: CollectorRegistry, metrics
     for reason in DROPS:
         metrics.frame_dropped(reason)
         assert read(registry, "frames_dropped_total", reason=reason) == 1
-    assert read(registry, "model_info", backend="torch", device="cpu, float32") == 1
+    assert read(registry, "model_info", backend="torch", device="cpu, float32", reason="") == 1
 
 
 def test_two_models_share_the_families(registry: CollectorRegistry) -> None:

@@ -10,16 +10,20 @@ from offramp_server.errors import (
     DeadlineError,
     ExecutionError,
     InvalidRequestError,
+    ModelLoadError,
     ModelNotFoundError,
     OfframpError,
     OverloadedError,
     UnavailableError,
+    UnsupportedError,
 )
 from offramp_server.rpc.status import find_code, write_error, write_status
 
 TABLE = [
     (InvalidRequestError("frame.rgb8", "is wrong"), grpc.StatusCode.INVALID_ARGUMENT),
     (ModelNotFoundError("no model"), grpc.StatusCode.NOT_FOUND),
+    (ModelLoadError("damaged"), grpc.StatusCode.FAILED_PRECONDITION),
+    (UnsupportedError("not here"), grpc.StatusCode.UNIMPLEMENTED),
     (OverloadedError("too much", 1500), grpc.StatusCode.RESOURCE_EXHAUSTED),
     (DeadlineError("too late"), grpc.StatusCode.DEADLINE_EXCEEDED),
     (UnavailableError("draining"), grpc.StatusCode.UNAVAILABLE),

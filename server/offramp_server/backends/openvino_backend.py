@@ -1,0 +1,143 @@
+"""Stages of a bundle's OpenVINO graphs on a CPU: int8, or the bundle's float weights as bfloat16 or float32."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from offramp_model.bundle import WEIGHTS, Bundle, BundleError
+from offramp_model.graphs import EARLIER, FEATURES, FOLDER, GRAPH_WEIGHTS, LOGITS, PIXELS, ROUTER, SURVIVORS, WHOLE
+from offramp_model.routing import halting_rule
+from offramp_server.engine.types import StageResult
+
+if TYPE_CHECKING:
+    from openvino import Core, InferRequest, Model
+
+OpenVinoPrecision = Literal["int8", "bf16", "f32"]
+_NAMES: dict[OpenVinoPrecision, str] = {"int8": "int8", "bf16": "bfloat16", "f32": "float32"}
+
+
+class OpenVinoBackend:
+    """Implements engine.types.Backend.
+
+    The features that a stage gives lie in memory that the same stage's next run writes over: whoever keeps rows copies them.
+    """
+
+    name = "openvino"
+
+    def __init__(self, bundle: Bundle, precision: OpenVinoPrecision, threads: int = 0, reason: str = "asked for") -> None:
+        """`threads` run one forward pass; 0 leaves it to OpenVINO. Raises BundleError, or ImportError without openvino."""
+        manifest = bundle.manifest
+        self.device_description, self.reason = f"cpu, {_NAMES[precision]}", reason
+        self.exits = manifest.network.exits
+        self.input_size = manifest.network.input_size
+        self.classes = manifest.network.classes
+        self.rule = halting_rule(manifest.network, manifest.costs.ratios)
+        self._mean_C11, self._std_C11 = (
+            255 * np.array(values, np.float32)[:, None, None]
+            for values in (manifest.preprocessing.mean, manifest.preprocessing.std)
+        )
+        folder = bundle.path / FOLDER / ("int8" if precision == "int8" else "float")
+        tensors = {} if precision == "int8" else load_file(bundle.path / WEIGHTS)
+        # heads, routers and whatever else an int8 graph leaves in float are run in float32
+        options: dict[str, Any] = {
+            "PERFORMANCE_HINT": "LATENCY",
+            "INFERENCE_PRECISION_HINT": "bf16" if precision == "bf16" else "f32",
+        }
+        if threads:
+            options["INFERENCE_NUM_THREADS"] = threads
+        core = _openvino().Core()
+
+        def load(name: str, *, of_floats: bool = False) -> InferRequest:
+            path = folder / f"{name}.xml"
+            try:
+                model = _read(core, path, tensors, of_floats)
+                return core.compile_model(model, "CPU", options).create_infer_request()
+            except RuntimeError as error:
+                raise BundleError(path, f"can't be run by OpenVINO ({str(error).strip().splitlines()[-1]})") from error
+
+        self._stages = [load(f"stage{exit}") for exit in range(1, self.exits + 1)]
+        self._first_of_floats = load("stage1", of_floats=True)
+        self._whole = load(WHOLE)
+
+    def prepare(self, images: list[np.ndarray]) -> Tensor:
+        """Stack uint8 (H, W, 3) images as they are; shape (N, H, W, 3).
+
+        Among normalised float32 (3, H, W) ones all become float32 pixels, and the graph, which normalises, gives the same.
+        """
+        if all(image.dtype == np.uint8 for image in images):
+            return torch.from_numpy(np.stack(images))
+        return torch.from_numpy(np.stack([image if image.dtype == np.uint8 else self._pixels(image) for image in images]))
+
+    def run_stage(self, exit: int, features: Tensor, earlier_NEC: Tensor) -> StageResult:
+        """Run one stage on (N, …) features; stage 1 takes what `prepare` gives, and no earlier logits."""
+        if exit == 1:
+            request = self._stages[0] if features.dtype == torch.uint8 else self._first_of_floats
+            outputs = _infer(request, {PIXELS: features})
+        else:
+            outputs = _infer(self._stages[exit - 1], {FEATURES: features, EARLIER: earlier_NEC})
+        logits_NEC = outputs[LOGITS].clone()
+        router_output = outputs[ROUTER].clone() if ROUTER in outputs else None
+        return StageResult(outputs.get(SURVIVORS, logits_NEC), logits_NEC, router_output)
+
+    def run_whole(self, features: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Run the uncut graph on what `prepare` gives for uint8 images, for frames that go to the last exit anyway.
+
+        Returns the class logits of every exit, shape (N, K, classes), and each router's output.
+        """
+        outputs = _infer(self._whole, {PIXELS: features})
+        routers = [outputs[f"{ROUTER}{exit}"].clone() for exit in range(1, self.exits) if f"{ROUTER}{exit}" in outputs]
+        return outputs[LOGITS].clone(), routers
+
+    def _pixels(self, image_CHW: np.ndarray) -> np.ndarray:
+        pixels_CHW: np.ndarray = image_CHW * self._std_C11 + self._mean_C11
+        return pixels_CHW.transpose(1, 2, 0)
+
+
+def openvino_capabilities() -> list[str]:
+    """Number formats that OpenVINO finds this CPU to be fast in, such as INT8 and BF16."""
+    capabilities: list[str] = _openvino().Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    return capabilities
+
+
+def _openvino() -> Any:
+    """The library without its telemetry, which would tell its makers of every start."""
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # it then takes its silent stand-in
+    import openvino
+
+    return openvino
+
+
+def _read(core: Core, path: Path, tensors: Mapping[str, Tensor], of_floats: bool) -> Model:
+    """A graph with its weights: from the file beside it, and those that it names as inputs from the bundle's tensors."""
+    opset = _openvino().opset13
+    model = core.read_model(path, path.with_name(GRAPH_WEIGHTS))
+    for parameter in model.get_parameters():
+        name = parameter.output(0).get_any_name()
+        if name in tensors:
+            constant = opset.constant(tensors[name].float().numpy())
+            for reader in parameter.output(0).get_target_inputs():
+                reader.replace_source_output(constant.output(0))
+            model.remove_parameter(parameter)
+        elif of_floats and name == PIXELS:
+            parameter.set_element_type(_openvino().Type.f32)
+    model.validate_nodes_and_infer_types()
+    return model
+
+
+def _infer(request: InferRequest, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Run on tensors where they lie; the outputs are views of the request's own memory."""
+    tensor_type = _openvino().Tensor
+    arrays = {name: tensor.contiguous().numpy() for name, tensor in inputs.items()}  # they must outlive the run
+    for name, array in arrays.items():
+        request.set_tensor(name, tensor_type(array, shared_memory=True))
+    request.infer()
+    outputs = ((port.get_any_name(), request.get_tensor(port).data) for port in request.model_outputs)
+    return {name: torch.from_numpy(values) for name, values in outputs}

@@ -1,0 +1,184 @@
+"""The OpenVINO backend on the trained smoke bundles: cut stages against the uncut graph and torch, row by row."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from offramp_model.bundle import MANIFEST, Bundle, BundleError, open_bundle
+from offramp_model.graphs import FOLDER, GRAPH_WEIGHTS, KINDS
+from offramp_model.routing import Policy
+from offramp_server.backends import OpenVinoBackend, TorchBackend
+from offramp_server.engine.execution import run_batch, warm_up
+from offramp_server.engine.types import FrameControl, StageResult
+from offramp_training.data import synthetic_images
+from tests.conftest import HAS_NNCF
+
+pytestmark = pytest.mark.skipif(not HAS_NNCF, reason="the bundle gets its graphs from openvino and nncf, which are not installed")
+
+THREADS = 2
+"""More than one, so that a kernel whose threads get in each other's way shows."""
+
+
+@pytest.fixture(scope="module", params=["1", "2"], ids=["bank", "forecast"])
+def bundle(smoke_store: Path, request: pytest.FixtureRequest) -> Bundle:
+    return open_bundle(smoke_store / "smoke" / str(request.param))
+
+
+@pytest.fixture(scope="module")
+def int8(bundle: Bundle) -> OpenVinoBackend:
+    return OpenVinoBackend(bundle, "int8", THREADS)
+
+
+@pytest.fixture(scope="module")
+def exact(bundle: Bundle) -> OpenVinoBackend:
+    return OpenVinoBackend(bundle, "f32", THREADS)
+
+
+def images(bundle: Bundle, count: int, seed: int = 0) -> list[np.ndarray]:
+    """Such as the bundle was trained on."""
+    return list(synthetic_images(count, bundle.manifest.network.input_size, seed).images_NCHW.permute(0, 2, 3, 1).numpy())
+
+
+def normalised(bundle: Bundle, image: np.ndarray) -> np.ndarray:
+    mean, std = (
+        np.array(values, np.float32) for values in (bundle.manifest.preprocessing.mean, bundle.manifest.preprocessing.std)
+    )
+    return ((image.astype(np.float32) / 255 - mean) / std).transpose(2, 0, 1)
+
+
+@torch.inference_mode()
+def run_stages(backend: OpenVinoBackend | TorchBackend, batch: list[np.ndarray]) -> list[StageResult]:
+    features = backend.prepare(batch)
+    logits_NEC = torch.zeros(len(batch), 0, backend.classes)
+    results = []
+    for exit in range(1, backend.exits + 1):
+        result = backend.run_stage(exit, features, logits_NEC)
+        features, logits_NEC = result.features.clone(), result.logits_NEC
+        results.append(StageResult(features, logits_NEC, result.router_output))
+    return results
+
+
+def test_float_stages_give_what_torch_gives(bundle: Bundle, exact: OpenVinoBackend) -> None:
+    batch = images(bundle, 5)
+    for ours, theirs in zip(run_stages(exact, batch), run_stages(TorchBackend(bundle, "cpu"), batch), strict=True):
+        torch.testing.assert_close(ours.logits_NEC, theirs.logits_NEC, atol=1e-4, rtol=1e-4)
+        if theirs.router_output is None:
+            assert ours.router_output is None
+        else:
+            assert ours.router_output is not None
+            torch.testing.assert_close(ours.router_output, theirs.router_output, atol=1e-4, rtol=1e-4)
+
+
+def test_int8_stages_are_near_what_torch_gives(bundle: Bundle, int8: OpenVinoBackend) -> None:
+    batch = images(bundle, 40)
+    theirs = run_stages(TorchBackend(bundle, "cpu"), batch)[-1].logits_NEC
+    ours = run_stages(int8, batch)[-1].logits_NEC
+    assert float((ours - theirs).square().mean().sqrt()) < 0.15 * float(theirs.std())
+
+
+def test_features_travel_between_int8_stages_in_uint8(bundle: Bundle, int8: OpenVinoBackend) -> None:
+    for result in run_stages(int8, images(bundle, 3))[:-1]:
+        assert result.features.dtype == torch.uint8
+        assert len(result.features) == 3
+
+
+@pytest.mark.parametrize("precision", ["int8", "f32"])
+def test_cut_stages_give_what_the_uncut_graph_gives(
+    bundle: Bundle, precision: str, int8: OpenVinoBackend, exact: OpenVinoBackend
+) -> None:
+    backend, batch = (int8 if precision == "int8" else exact), images(bundle, 6)
+    cut = run_stages(backend, batch)
+    logits_NEC, routers = backend.run_whole(backend.prepare(batch))
+    torch.testing.assert_close(logits_NEC, cut[-1].logits_NEC, atol=1e-4, rtol=1e-4)
+    assert len(routers) == backend.exits - 1
+    for router, stage in zip(routers, cut, strict=False):
+        assert stage.router_output is not None
+        torch.testing.assert_close(router, stage.router_output, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("count", [1, 2, 7, 16, 33])
+def test_an_answer_does_not_depend_on_batch_mates(bundle: Bundle, int8: OpenVinoBackend, count: int) -> None:
+    batch = images(bundle, count, seed=count)
+    together = run_stages(int8, batch)
+    for row in {0, count // 2, count - 1}:
+        alone = run_stages(int8, [batch[row]])
+        for one, all_of_them in zip(alone, together, strict=True):
+            torch.testing.assert_close(all_of_them.logits_NEC[row], one.logits_NEC[0], atol=1e-4, rtol=1e-4)
+
+
+def test_the_same_batch_gets_the_same_answers_again(bundle: Bundle, int8: OpenVinoBackend) -> None:
+    batch = images(bundle, 64)
+    first = run_stages(int8, batch)[-1].logits_NEC
+    for _ in range(10):
+        assert torch.equal(run_stages(int8, batch)[-1].logits_NEC, first)
+
+
+def test_pixels_and_tensors_mix_in_one_batch(bundle: Bundle, int8: OpenVinoBackend) -> None:
+    batch = images(bundle, 6)
+    pure = run_stages(int8, batch)[0].logits_NEC
+    mixed = run_stages(int8, [image if row % 2 else normalised(bundle, image) for row, image in enumerate(batch)])[0].logits_NEC
+    # pixels give the very same beside tensors; a tensor's own rounding may move a value to the next of 256 levels
+    torch.testing.assert_close(mixed[1::2], pure[1::2], atol=1e-5, rtol=1e-5)
+    assert float((mixed[::2] - pure[::2]).abs().max()) < 0.1 * float(pure.std())
+
+
+def test_the_engine_runs_on_it(bundle: Bundle, int8: OpenVinoBackend) -> None:
+    warm_up(int8, 8)
+    thresholds = (0.5,) * (int8.exits - 1)
+    controls = [FrameControl(policy, 0.0, thresholds, 1, int8.exits) for policy in (Policy.FIXED, Policy.ROUTER)]
+    staying, routed = run_batch(int8, 1, images(bundle, 2), controls)
+    assert staying.survivor is not None
+    assert routed.halting is not None
+    (next_stage,) = run_batch(int8, 2, [staying.survivor], controls[:1])
+    assert next_stage.survivor is not None
+    assert next_stage.survivor.logits_EC.shape == (2, int8.classes)
+
+
+def damaged(bundle: Bundle, folder: Path, name: str) -> Path:
+    shutil.copytree(bundle.path, folder)
+    content = bytearray((folder / name).read_bytes())
+    content[len(content) // 2] ^= 0xFF
+    (folder / name).write_bytes(content)
+    return folder
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", ["stage2.xml", GRAPH_WEIGHTS])
+def test_a_graph_that_is_not_the_published_one_is_refused(bundle: Bundle, tmp_path: Path, kind: str, name: str) -> None:
+    folder = damaged(bundle, tmp_path / "1", f"{FOLDER}/{kind}/{name}")
+    with pytest.raises(BundleError, match=rf"{kind}/{name}: does not match its sha256"):
+        open_bundle(folder)
+
+
+def test_a_graph_whose_digest_is_not_listed_is_refused(bundle: Bundle, tmp_path: Path) -> None:
+    shutil.copytree(bundle.path, tmp_path / "1")
+    name = f"{FOLDER}/int8/stage1.xml"
+    files = {file: digest for file, digest in bundle.manifest.files.items() if file != name}
+    (tmp_path / "1" / MANIFEST).write_text(bundle.manifest.model_copy(update={"files": files}).model_dump_json())
+    with pytest.raises(BundleError, match=f"lists no digest of {name}"):
+        open_bundle(tmp_path / "1")
+
+
+def test_a_graph_that_openvino_cannot_read_is_named(bundle: Bundle, tmp_path: Path) -> None:
+    shutil.copytree(bundle.path, tmp_path / "1")
+    path = tmp_path / "1" / FOLDER / "int8" / "stage3.xml"
+    path.write_text("<net/>")
+    with pytest.raises(BundleError, match=r"stage3\.xml: can't be run by OpenVINO"):
+        OpenVinoBackend(Bundle(tmp_path / "1", bundle.manifest), "int8")
+
+
+def test_nothing_is_reported_to_anybody() -> None:
+    """OpenVINO would tell its makers of every import."""
+    code = (
+        "import sys; from offramp_server.backends.openvino_backend import openvino_capabilities; openvino_capabilities(); "
+        "print([name for name in sys.modules if name.startswith('openvino_telemetry') and sys.modules[name]])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
