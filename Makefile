@@ -4,9 +4,9 @@ PYTHON ?= python3
 # pins torch; CONSTRAINTS=your-file.txt chooses another build, such as one for CUDA
 CONSTRAINTS ?= constraints.txt
 PIP_INSTALL = $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --constraint $(CONSTRAINTS)
-SOURCES = proto model_store server client training bench examples tests docs
+SOURCES = proto model_store server client training bench examples tests docs docker
 
-.PHONY: demo serve test check format generate clean
+.PHONY: demo serve test check format generate dashboard image clean
 
 demo: $(VENV)/.server
 	$(VENV)/bin/python examples/demo.py
@@ -20,9 +20,11 @@ test: $(VENV)/.dev
 check: $(VENV)/.dev
 	$(VENV)/bin/ruff check $(SOURCES)
 	$(VENV)/bin/ruff format --check $(SOURCES)
-	$(VENV)/bin/mypy model_store/offramp_model server/offramp_server client/offramp_client training/offramp_training bench examples docs/images
+	$(VENV)/bin/mypy model_store/offramp_model server/offramp_server client/offramp_client training/offramp_training bench examples docs/images docker
 	$(VENV)/bin/buf lint
 	$(VENV)/bin/python proto/generate.py --check
+	$(VENV)/bin/python docker/grafana/build.py --check
+	$(VENV)/bin/hadolint docker/server.Dockerfile docker/training.Dockerfile
 
 format: $(VENV)/.dev
 	$(VENV)/bin/ruff check --fix $(SOURCES)
@@ -30,6 +32,13 @@ format: $(VENV)/.dev
 
 generate: $(VENV)/.dev
 	$(VENV)/bin/python proto/generate.py
+
+dashboard: $(VENV)/.dev
+	$(VENV)/bin/python docker/grafana/build.py
+
+# where no Docker engine runs: builds the server's image and runs it, as root on Debian with debootstrap and buildah
+image:
+	docker/verify.sh
 
 clean:
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis
