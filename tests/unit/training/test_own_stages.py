@@ -10,13 +10,15 @@ import torch
 
 from offramp_model.bundle import BundleError, BundleStore
 from offramp_model.costs import cost_table
-from offramp_server.backends import TorchBackend
+from offramp_server.backends import OpenVinoBackend, TorchBackend
 from offramp_training.config import ConfigError, load_config
 from offramp_training.run_directory import RunDirectory
 from offramp_training.steps import run_steps
 from tests import stages
+from tests.conftest import HAS_NNCF
 
 THREE = "tests.stages:three"
+needs_nncf = pytest.mark.skipif(not HAS_NNCF, reason="openvino and nncf, of the extra `train`, are not installed")
 QUICK = ("data.synthetic_train=400", "backbone.batch_size=20", "backbone.phases=[{size: 16, epochs: 2}]", "cache.train_views=1")
 
 
@@ -50,7 +52,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "forecast.steps=20",
         "heads.epochs=3",
         "proof.rule_steps=0",
-        "export.graphs=false",
+        f"export.graphs={HAS_NNCF}",
         f"publish.store={root / 'store'}",
         "publish.name=own",
     ]
@@ -58,19 +60,32 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root / "store"
 
 
-def test_stages_of_any_make_are_trained_published_and_served(store: Path) -> None:
+@pytest.mark.parametrize("runtime", ["torch", pytest.param("openvino", marks=needs_nncf)])
+def test_stages_of_any_make_are_trained_published_and_served(store: Path, runtime: str) -> None:
     bundle = BundleStore(store, {THREE}).open("own")
     manifest = bundle.manifest
     assert (manifest.architecture, manifest.network.widths) == ("multi-exit-stages", (12, 20, 32))
     assert manifest.costs == cost_table(manifest.network)
     assert THREE in (bundle.path / "README.md").read_text()
-    backend, network = TorchBackend(bundle, device="cpu"), bundle.load_network()
-    features, logits_NEC = backend.prepare([np.full((16, 16, 3), 90, np.uint8)] * 2), network.no_exits(2)
-    for exit, expected in enumerate(network.stages(features), start=1):
+    pixels, network = [np.full((16, 16, 3), 90, np.uint8)] * 2, bundle.load_network()
+    expected_NEC = list(network.stages(TorchBackend(bundle, device="cpu").prepare(pixels)))[-1].logits_NEC
+    backend = TorchBackend(bundle, device="cpu") if runtime == "torch" else OpenVinoBackend(bundle, "f32")
+    features, logits_NEC = backend.prepare(pixels), network.no_exits(2)
+    for exit in range(1, 4):
         result = backend.run_stage(exit, features, logits_NEC)
         features, logits_NEC = result.features, result.logits_NEC
-        torch.testing.assert_close(logits_NEC, expected.logits_NEC)
     assert logits_NEC.shape == (2, 3, 4)
+    torch.testing.assert_close(logits_NEC, expected_NEC, rtol=0, atol=1e-4)
+
+
+@needs_nncf
+def test_a_boundary_that_is_quantised_channel_by_channel_stays_in_float(store: Path) -> None:
+    backend = OpenVinoBackend(BundleStore(store, {THREE}).open("own"), "int8")
+    features, logits_NEC = backend.prepare([np.full((16, 16, 3), 90, np.uint8)]), torch.zeros(1, 0, 4)
+    for exit in (1, 2):  # the next stage begins with a depthwise convolution
+        result = backend.run_stage(exit, features, logits_NEC)
+        features, logits_NEC = result.features, result.logits_NEC
+        assert features.dtype == torch.float32
 
 
 def test_a_store_without_permission_refuses_it_and_runs_nothing(store: Path) -> None:

@@ -14,15 +14,16 @@ def quantise_boundaries(model: openvino.Model, exits: int) -> None:
     """Make every stage but the last end in uint8, read by whatever follows: the next stage and its own exit alike.
 
     NNCF puts a fake quantiser before each of the next stage's convolutions, all of the same range, and leaves the exit's
-    pooling beside them. One real quantiser takes their place. A boundary with no quantiser stays in float.
+    pooling beside them. One real quantiser takes their place. A boundary stays in float where it has no quantiser, or one with a
+    range a channel, as a depthwise convolution gets.
     """
     for exit in range(1, exits):
         source = _source(model, f"{SURVIVORS}{exit}")
         quantisers = [i.get_node() for i in source.get_target_inputs() if i.get_node().get_type_name() == "FakeQuantize"]
-        if not quantisers:
+        if not quantisers or any(len(bound) > 1 for node in quantisers for bound in _range(node)):
             continue
-        low, high = _range(quantisers[0])
-        assert all(_range(node) == (low, high) for node in quantisers), "NNCF gave one tensor several ranges"
+        ((low,), (high,)) = _range(quantisers[0])
+        assert all(_range(node) == ((low,), (high,)) for node in quantisers), "NNCF gave one tensor several ranges"
         readers = [reader for node in quantisers for reader in node.output(0).get_target_inputs()]
         readers += [reader for reader in source.get_target_inputs() if reader.get_node().get_type_name() != "FakeQuantize"]
         levels = opset.fake_quantize(source, *map(_scalar, (low, high, 0.0, LEVELS - 1.0)), LEVELS)
@@ -94,8 +95,9 @@ def _source(model: openvino.Model, name: str) -> openvino.Output:
     return model.output(name).get_node().input_value(0)
 
 
-def _range(quantiser: openvino.Node) -> tuple[float, float]:
-    low, high = (float(quantiser.input_value(index).get_node().get_data().item()) for index in (1, 2))
+def _range(quantiser: openvino.Node) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Least and greatest value, one each for the whole tensor or one a channel."""
+    low, high = (tuple(quantiser.input_value(index).get_node().get_data().ravel().tolist()) for index in (1, 2))
     return low, high
 
 
