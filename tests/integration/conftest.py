@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -87,6 +88,11 @@ class Gate:
         self.backends.append(GatedBackend(bundle, device))
         return self.backends[-1]
 
+    def load_closed(self, bundle: Bundle, device: str) -> GatedBackend:
+        backend = self.load(bundle, device)
+        backend.gate.clear()
+        return backend
+
     def close(self) -> None:
         for backend in self.backends:
             backend.gate.clear()
@@ -109,3 +115,19 @@ async def until(condition: Callable[[], bool]) -> None:
     async with asyncio.timeout(PATIENCE_S):
         while not condition():  # noqa: ASYNC110  # what is awaited lies in another thread or process
             await asyncio.sleep(0.005)
+
+
+@contextlib.asynccontextmanager
+async def started(server: Server) -> AsyncIterator[Server]:
+    """A server that the test stops by itself, and that is stopped in any case."""
+    try:
+        await server.startup()
+        yield server
+    finally:
+        await server.shutdown()
+
+
+async def failure(call: grpc.aio.Call) -> grpc.aio.AioRpcError:
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await call
+    return caught.value

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import io
-from collections.abc import AsyncIterator, Iterable
 
 import grpc
 import grpc.aio
@@ -16,70 +14,23 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from PIL import Image
 
 from inference import grpc_service_pb2 as oip
-from inference import grpc_service_pb2_grpc, model_config_pb2
+from inference import model_config_pb2
 from offramp.v1 import classification_pb2 as pb
 from offramp.v1 import classification_pb2_grpc
 from offramp_server.app import Server
 from offramp_server.config import Settings
-from offramp_server.rpc.oip import stream
-from tests.integration.conftest import PATIENCE_S, Gate, until
+from tests.integration.conftest import Gate, failure, until
+from tests.integration.inference_messages import Stub, pictures, request, tensors
 from tests.integration.messages import control
 from tests.integration.messages import frame as native_frame
 from tests.unit.server.rpc.manifests import CLASSES, EXITS, SIZE, tiny_manifest
 
-Stub = grpc_service_pb2_grpc.GRPCInferenceServiceStub
 RATIOS = tiny_manifest().costs.ratios
-RANDOM = np.random.default_rng(1)
-DTYPES = {"FP32": "<f4", "INT32": "<i4", "INT64": "<i8"}
 
 
 @pytest.fixture
 def infer(channel: grpc.aio.Channel) -> Stub:
     return Stub(channel)
-
-
-def pictures(images: int = 1) -> np.ndarray:
-    return RANDOM.integers(0, 256, (images, SIZE, SIZE, 3), np.uint8)
-
-
-def request(
-    pixels: np.ndarray | None = None, id: str = "", version: str = "", outputs: Iterable[str] = (), **parameters: object
-) -> oip.ModelInferRequest:
-    pixels = pictures() if pixels is None else pixels
-    message = oip.ModelInferRequest(model_name="tiny", model_version=version, id=id)
-    message.inputs.add(name="image", datatype="UINT8", shape=pixels.shape)
-    message.raw_input_contents.append(pixels.tobytes())
-    for name in outputs:
-        message.outputs.add(name=name)
-    for name, value in parameters.items():
-        form = {float: "double_param", int: "int64_param", str: "string_param"}[type(value)]
-        setattr(message.parameters[name.rstrip("_")], form, value)
-    return message
-
-
-def tensors(response: oip.ModelInferResponse) -> dict[str, np.ndarray]:
-    """Every output that is not BYTES."""
-    return {
-        tensor.name: np.frombuffer(raw, DTYPES[tensor.datatype]).reshape(tensor.shape)
-        for tensor, raw in zip(response.outputs, response.raw_output_contents, strict=True)
-        if tensor.datatype != "BYTES"
-    }
-
-
-@contextlib.asynccontextmanager
-async def started(server: Server) -> AsyncIterator[Server]:
-    """A server that the test stops by itself, and that is stopped in any case."""
-    try:
-        await server.startup()
-        yield server
-    finally:
-        await server.shutdown()
-
-
-async def failure(call: grpc.aio.Call) -> grpc.aio.AioRpcError:
-    with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await call
-    return caught.value
 
 
 # --- what the server and its models are -------------------------------------------------------------------------------
@@ -102,14 +53,7 @@ async def test_every_probe_says_the_same(server: Server, channel: grpc.aio.Chann
 
 
 async def test_nothing_is_ready_before_the_warm_up_ends(settings: Settings, gate: Gate) -> None:
-    load = gate.load
-
-    def load_closed(bundle: object, device: str) -> object:
-        backend = load(bundle, device)  # type: ignore[arg-type]
-        backend.gate.clear()
-        return backend
-
-    server = Server(settings, load_closed)  # type: ignore[arg-type]
+    server = Server(settings, gate.load_closed)
     starting = asyncio.create_task(server.startup())
     await until(lambda: bool(server.grpc_address))
     async with grpc.aio.insecure_channel(server.grpc_address) as channel:
@@ -312,135 +256,3 @@ async def test_statistics_count_what_was_sent_through_any_service(
     parts = (counted.queue, counted.compute_input, counted.compute_infer, counted.compute_output)
     assert all(part.count == 3 and part.ns > 0 for part in parts)
     assert sum(part.ns for part in parts) <= counted.success.ns
-
-
-# --- a stream ---------------------------------------------------------------------------------------------------------
-
-
-async def exchange(stub: Stub, requests: Iterable[oip.ModelInferRequest], **call: object) -> list[oip.ModelStreamInferResponse]:
-    return [response async for response in stub.ModelStreamInfer(iter(requests), **call)]
-
-
-async def test_answers_come_in_order_each_final_with_its_id(infer: Stub) -> None:
-    responses = await exchange(infer, [request(id=str(n), lambda_=float(n % 3 * 1000)) for n in range(20)])
-    assert [response.infer_response.id for response in responses] == [str(n) for n in range(20)]
-    assert not any(response.error_message for response in responses)
-    for n, response in enumerate(responses):
-        assert response.infer_response.parameters["triton_final_response"].bool_param
-        assert response.infer_response.parameters["lambda"].double_param == n % 3 * 1000
-
-
-async def test_an_error_stays_in_the_stream_and_names_the_id(infer: Stub) -> None:
-    nobody = request(id="gone")
-    nobody.model_name = "nobody"
-    responses = await exchange(infer, [request(id="a"), request(id="bad", lambda_=-1.0), nobody, request(id="z")])
-    assert [response.infer_response.id for response in responses] == ["a", "bad", "gone", "z"]
-    assert [bool(response.error_message) for response in responses] == [False, True, True, False]
-    assert "[request id: bad] INVALID_ARGUMENT: parameters.lambda" in responses[1].error_message
-    assert "[request id: gone] NOT_FOUND" in responses[2].error_message
-
-
-async def test_a_caller_may_have_the_first_error_as_the_calls_status(infer: Stub) -> None:
-    call = infer.ModelStreamInfer(
-        iter([request(id="a"), request(id="bad", lambda_=-1.0), request(id="z")]), metadata=(("triton_grpc_error", "true"),)
-    )
-    assert (await call.read()).infer_response.id == "a"
-    with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await call.read()
-    assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
-    assert caught.value.details().startswith("parameters.lambda")
-
-
-async def test_a_stream_without_a_request_ends_well(infer: Stub) -> None:
-    assert await exchange(infer, []) == []
-
-
-async def test_a_batch_larger_than_the_window_still_goes_through(settings: Settings) -> None:
-    async with (
-        Server(settings.model_copy(update={"stream_window": 2})) as server,
-        grpc.aio.insecure_channel(server.grpc_address) as channel,
-    ):
-        responses = await exchange(Stub(channel), [request(pictures(5), id=str(n)) for n in range(3)])
-        assert [len(tensors(response.infer_response)["exit"]) for response in responses] == [5, 5, 5]
-
-
-async def test_the_window_stops_the_reader(settings: Settings, gate: Gate) -> None:
-    narrow = settings.model_copy(update={"stream_window": 3})
-    async with Server(narrow, gate.load) as server, grpc.aio.insecure_channel(server.grpc_address) as channel:
-        gate.close()
-        call = Stub(channel).ModelStreamInfer(iter([request(id=str(n)) for n in range(10)]))
-        reading = asyncio.create_task(collect(call))
-        await until(lambda: server.in_flight == 3)
-        unary = Stub(channel).ModelInfer(request())  # the engine has room: only the stream is held back
-        await until(lambda: server.in_flight == 4)
-        gate.open()
-        assert [response.infer_response.id for response in await reading] == [str(n) for n in range(10)]
-        await unary
-
-
-async def collect(call: AsyncIterator[oip.ModelStreamInferResponse]) -> list[oip.ModelStreamInferResponse]:
-    return [response async for response in call]
-
-
-async def test_streams_of_both_services_share_their_bound(settings: Settings) -> None:
-    async with (
-        Server(settings.model_copy(update={"max_streams": 1})) as server,
-        grpc.aio.insecure_channel(server.grpc_address) as channel,
-    ):
-        call = Stub(channel).ModelStreamInfer()
-        await call.write(request(id="a"))
-        assert (await call.read()).infer_response.id == "a"
-        native = classification_pb2_grpc.ClassificationServiceStub(channel).StreamClassify()
-        assert await native.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
-        await call.done_writing()
-        assert await call.read() is grpc.aio.EOF
-        assert len(await exchange(Stub(channel), [request()])) == 1
-
-
-async def test_a_cancelled_stream_leaves_nothing_in_flight(settings: Settings, gate: Gate) -> None:
-    async with Server(settings, gate.load) as server, grpc.aio.insecure_channel(server.grpc_address) as channel:
-        gate.close()
-        call = Stub(channel).ModelStreamInfer()
-        await call.write(request(pictures(3)))
-        await until(lambda: server.in_flight == 3)
-        call.cancel()
-        gate.open()
-        await until(lambda: server.in_flight == 0)
-
-
-async def test_draining_answers_what_was_read_and_refuses_the_rest_inside_the_stream(
-    settings: Settings, gate: Gate, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(stream, "CLOSE_GRACE_S", PATIENCE_S)
-    async with started(Server(settings, gate.load)) as server, grpc.aio.insecure_channel(server.grpc_address) as channel:
-        gate.close()
-        watch = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest())
-        assert (await watch.read()).status == health_pb2.HealthCheckResponse.SERVING
-        call = Stub(channel).ModelStreamInfer()
-        for n in range(3):
-            await call.write(request(id=str(n)))
-        await until(lambda: server.in_flight == 3)
-        stopping = asyncio.create_task(server.shutdown())
-        assert (await watch.read()).status == health_pb2.HealthCheckResponse.NOT_SERVING
-        await call.write(request(id="late"))
-        gate.open()
-        responses = [await call.read() for _ in range(4)]
-        assert [response.infer_response.id for response in responses] == ["0", "1", "2", "late"]
-        assert [bool(response.error_message) for response in responses] == [False, False, False, True]
-        assert "[request id: late] UNAVAILABLE" in responses[3].error_message
-        await call.done_writing()
-        assert await call.read() is grpc.aio.EOF
-        await stopping
-
-
-async def test_a_stream_that_its_caller_does_not_close_ends_as_unavailable(
-    settings: Settings, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(stream, "CLOSE_GRACE_S", 0.0)
-    async with started(Server(settings)) as server, grpc.aio.insecure_channel(server.grpc_address) as channel:
-        call = Stub(channel).ModelStreamInfer()
-        await call.write(request(id="a"))
-        assert (await call.read()).infer_response.id == "a"
-        stopping = asyncio.create_task(server.shutdown())
-        assert await call.code() is grpc.StatusCode.UNAVAILABLE
-        await asyncio.wait_for(stopping, PATIENCE_S / 2)  # the drain timeout is PATIENCE_S

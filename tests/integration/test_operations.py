@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import itertools
 import json
 import math
@@ -12,7 +11,6 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import grpc
@@ -30,7 +28,7 @@ from offramp_model.drift import DriftReference
 from offramp_model.network import MultiExitResNet
 from offramp_server.app import Server, StartupError
 from offramp_server.config import Settings
-from tests.integration.conftest import PATIENCE_S, Gate, publish_tiny, until
+from tests.integration.conftest import PATIENCE_S, Gate, publish_tiny, started, until
 from tests.integration.messages import bad_frame, config, frame, send
 from tests.unit.server.rpc.manifests import EXITS, tiny_manifest
 
@@ -52,16 +50,6 @@ async def scrape(server: Server) -> dict[tuple[str, frozenset[tuple[str, str]]],
         for family in text_string_to_metric_families(response.text)
         for sample in family.samples
     }
-
-
-@contextlib.asynccontextmanager
-async def started(server: Server) -> AsyncIterator[Server]:
-    """A server that the test stops by itself, and that is stopped in any case."""
-    try:
-        await server.startup()
-        yield server
-    finally:
-        await server.shutdown()
 
 
 REASON = "the bundle carries no OpenVINO graphs; torch runs float32 on a CPU"
@@ -155,14 +143,7 @@ async def test_the_ready_file_lives_as_long_as_the_server_is_ready(settings: Set
 
 
 async def test_nothing_is_ready_before_the_warm_up_ends(settings: Settings, gate: Gate) -> None:
-    load = gate.load
-
-    def load_closed(bundle: object, device: str) -> object:
-        backend = load(bundle, device)  # type: ignore[arg-type]
-        backend.gate.clear()
-        return backend
-
-    server = Server(settings, load_closed)  # type: ignore[arg-type]
+    server = Server(settings, gate.load_closed)
     starting = asyncio.create_task(server.startup())
     await until(lambda: bool(server.grpc_address))
     async with grpc.aio.insecure_channel(server.grpc_address) as channel:

@@ -19,9 +19,9 @@ from offramp.v1 import classification_pb2_grpc
 from offramp_client import Client, Frame
 from offramp_server.app import Server
 from offramp_server.config import Settings
-from tests.integration.conftest import Gate, publish_tiny, until
+from tests.integration.conftest import Gate, failure, publish_tiny, until
+from tests.integration.inference_messages import exchange, pictures, request
 from tests.integration.messages import config, frame, send
-from tests.integration.test_inference_protocol import exchange, failure, pictures, request
 
 Infer = grpc_service_pb2_grpc.GRPCInferenceServiceStub
 Classify = classification_pb2_grpc.ClassificationServiceStub
@@ -186,14 +186,7 @@ async def test_frames_are_answered_while_a_version_warms_up(
     channel: grpc.aio.Channel, store: Path, gate: Gate, server: Server
 ) -> None:
     publish_tiny(store, 2)
-    gated = gate.load
-
-    def load_closed(bundle: object, device: str) -> object:
-        backend = gated(bundle, device)  # type: ignore[arg-type]
-        backend.gate.clear()
-        return backend
-
-    server._load_backend = load_closed  # type: ignore[assignment]
+    server._load_backend = gate.load_closed
     loading = asyncio.create_task(load(channel))
     await until(lambda: len(gate.backends) == 2)
     assert (await index(channel))["2"][0] == "LOADING"

@@ -19,18 +19,12 @@ from offramp.v1 import classification_pb2 as pb
 from offramp.v1 import classification_pb2_grpc, model_pb2, model_pb2_grpc
 from offramp_server.app import Server
 from offramp_server.config import Settings
-from tests.integration.conftest import Gate, until
+from tests.integration.conftest import Gate, failure, until
 from tests.integration.messages import bad_frame, control, frame
 from tests.unit.server.rpc.manifests import CLASSES, EXITS, SIZE, tiny_manifest
 
 Stub = classification_pb2_grpc.ClassificationServiceStub
 COSTS = tiny_manifest().costs
-
-
-async def failure(call: grpc.aio.Call) -> grpc.aio.AioRpcError:
-    with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await call
-    return caught.value
 
 
 async def test_a_frame_is_classified_and_its_answer_is_whole(stub: Stub) -> None:
