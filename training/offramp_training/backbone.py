@@ -21,7 +21,7 @@ from offramp_model.costs import cost_table
 from offramp_model.network import MultiExitNetwork
 from offramp_training.assembly import new_network
 from offramp_training.config import BackboneConfig, JobConfig, JobError
-from offramp_training.convolution import choose_convolution
+from offramp_training.convolution import backbone_precision, choose_convolution
 from offramp_training.data import (
     LabelledImages,
     channel_statistics,
@@ -33,6 +33,7 @@ from offramp_training.data import (
     split_held_out,
 )
 from offramp_training.joint import JointNetwork, joint_loss
+from offramp_training.pruning import FULL_SHARE, prune
 from offramp_training.run_directory import RunDirectory, progress_bar, say
 
 STEP = "backbone"
@@ -51,7 +52,7 @@ class _Images:
 
 @dataclass(frozen=True, slots=True)
 class _Task:
-    """What is trained: a module from images to class logits, (N, classes) or (N, outputs, classes), and its loss.
+    """What is trained: a module from images to class logits, (N, classes) or (N, outputs, classes), and its losses, (N,).
 
     Of several outputs the last is the plain full network's. `result` gives the network to keep.
     """
@@ -67,27 +68,20 @@ def train_backbone(job: JobConfig, run: RunDirectory) -> None:
     config, folder = job.backbone, run.folder(STEP)
     if config.joint is not None and job.network.head_kind == "conv":
         raise JobError("network.head_kind: backbone.joint trains heads of kind `pooled_stats` or `gap_mlp`, not `conv`")
-    fabric = Fabric(accelerator=config.accelerator, devices=config.devices, precision=config.precision)
+    precision = backbone_precision(config)
+    fabric = Fabric(accelerator=config.accelerator, devices=config.devices, precision=precision)
     fabric.launch()
     fabric.seed_everything(job.seed, verbose=False)
     images = _load(job)
     network = new_network(job.network)
     if config.start_from is not None:
         load_weights(network, config.start_from)
-    choose_convolution(network, job, fabric.device)
+    choose_convolution(network, job, precision, fabric.device)
     task = _task(job, network, fabric.device)
     model, optimizer = fabric.setup(task.module, _optimizer(task.module, config), move_to_device=True)
     sizes = [phase.size for phase in config.phases for _ in range(phase.epochs)]
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer,
-        max_lr=config.peak_rate,
-        total_steps=len(sizes) * (len(images.train_N) // config.batch_size) + 1,
-        pct_start=config.warmup_fraction,
-        anneal_strategy="linear",
-        cycle_momentum=False,
-        final_div_factor=1e3,
-    )
-    state: dict[str, Any] = {"model": model, "optimizer": optimizer, "schedule": schedule, "history": [], "seconds": 0.0}
+    losses_N = torch.zeros(len(images.train_N))
+    state: dict[str, Any] = {"model": model, "optimizer": optimizer, "losses": losses_N, "history": [], "seconds": 0.0}
     checkpoint = folder / "checkpoint.pt"
     if checkpoint.exists():
         fabric.load(checkpoint, state)
@@ -99,14 +93,20 @@ def train_backbone(job: JobConfig, run: RunDirectory) -> None:
     for epoch in range(len(state["history"]), len(sizes)):
         size, begun = sizes[epoch], time.time()
         generator = torch.Generator().manual_seed(hash((job.seed, epoch)) % 2**63)  # of integers, so alike in every process
-        loss = _train_epoch(fabric, (model, optimizer, schedule), task.loss, images, size, config, generator)
+        pruning = config.pruning if epoch < (1 - FULL_SHARE) * len(sizes) else 0.0
+        positions_P, weight_N = prune(state["losses"], pruning, generator)
+        plan = _Epoch(epoch / len(sizes), 1 / len(sizes), size, positions_P, weight_N)
+        loss, state["losses"] = _train_epoch(
+            fabric, (model, optimizer), task.loss, images, plan, state["losses"], config, generator
+        )
         accuracies = _held_out_accuracies(fabric, model, images, size)
-        seconds = time.time() - begun
-        state["history"].append({"epoch": epoch + 1, "size": size, "loss": loss, **_named(accuracies)})
+        seconds, count = time.time() - begun, len(positions_P)
+        state["history"].append({"epoch": epoch + 1, "size": size, "images": count, "loss": loss, **_named(accuracies)})
         state["seconds"] += seconds
         _save(fabric, checkpoint, state)
         said = ", ".join(f"{accuracy:.4f}" for accuracy in accuracies)
-        say(STEP, f"epoch {epoch + 1}/{len(sizes)} at {size} px: loss {loss:.3f}, held-out {said}, {seconds:.0f} s")
+        seen = f"{count:,} images at {size} px"
+        say(STEP, f"epoch {epoch + 1}/{len(sizes)}: {seen}, loss {loss:.3f}, held-out {said}, {seconds:.0f} s")
 
     if fabric.is_global_zero:
         accuracies = _held_out_accuracies(fabric, model, images, job.network.input_size)
@@ -114,6 +114,7 @@ def train_backbone(job: JobConfig, run: RunDirectory) -> None:
         save_file(tensors, folder / "backbone.safetensors")
         figures = {
             "earlier_seconds": earlier_seconds,
+            "precision": precision,
             "classes": images.data.classes,
             "mean": images.mean,
             "std": images.std,
@@ -157,7 +158,7 @@ def _task(job: JobConfig, network: MultiExitNetwork, device: torch.device) -> _T
     smoothing = job.backbone.label_smoothing
     if (config := job.backbone.joint) is None:
         network.heads.requires_grad_(False)
-        return _Task(network, partial(F.cross_entropy, label_smoothing=smoothing), lambda: network)
+        return _Task(network, partial(F.cross_entropy, reduction="none", label_smoothing=smoothing), lambda: network)
     joint, cost_K = JointNetwork(network), torch.tensor(cost_table(job.network).ratios, device=device)
     return _Task(joint, partial(joint_loss, cost_K=cost_K, config=config, label_smoothing=smoothing), joint.folded)
 
@@ -180,40 +181,61 @@ def _save(fabric: Fabric, path: Path, state: dict[str, Any]) -> None:
     fabric.barrier()
 
 
+@dataclass(frozen=True, slots=True)
+class _Epoch:
+    """Where an epoch lies in the training, as shares of it, and what it sees: positions among the training images."""
+
+    begin: float
+    length: float
+    size: int
+    positions_P: Tensor
+    weight_N: Tensor
+
+
 def _train_epoch(
     fabric: Fabric,
-    training: tuple[Any, Any, Any],
-    loss_of: Callable[[Tensor, Tensor], Tensor],
+    training: tuple[Any, Any],
+    losses_of: Callable[[Tensor, Tensor], Tensor],
     images: _Images,
-    size: int,
+    plan: _Epoch,
+    losses_N: Tensor,
     config: BackboneConfig,
     generator: torch.Generator,
-) -> float:
-    """One pass over the training images; every device takes its share of each batch. Returns the mean loss in nats."""
-    model, optimizer, schedule = training
+) -> tuple[float, Tensor]:
+    """One pass; every device takes its share of each batch. Returns the mean loss in nats and every image's last one."""
+    model, optimizer = training
     model.train()
-    order_N = images.train_N[torch.randperm(len(images.train_N), generator=generator)]
-    batches = torch.split(order_N, config.batch_size)[: len(order_N) // config.batch_size]
-    total = torch.zeros((), device=fabric.device)
-    with progress_bar(f"backbone at {size} px", len(batches) * config.batch_size) as advance:
-        for batch_N in batches:
+    order_P = plan.positions_P[torch.randperm(len(plan.positions_P), generator=generator)]
+    batches = torch.split(order_P, config.batch_size)[: len(order_P) // config.batch_size]
+    seen_N = torch.zeros_like(losses_N)
+    with progress_bar(f"backbone at {plan.size} px", len(batches) * config.batch_size) as advance:
+        for step, batch_B in enumerate(batches):
+            for group in optimizer.param_groups:
+                group["lr"] = _rate(plan.begin + plan.length * step / len(batches), config)
             # every device draws the whole batch's crops, so that the result does not depend on how many there are
+            batch_N = images.train_N[batch_B]
             cropped = random_crop_flip(images.data.images_NCHW[batch_N], config.crop_padding, config.flip, generator)
             share = slice(fabric.global_rank, None, fabric.world_size)
             batch_NCHW = normalise(cropped, images.mean, images.std)
             if config.cut_out:
                 batch_NCHW = cut_out(batch_NCHW, config.cut_out, generator)
-            logits = model(resize(batch_NCHW[share], size).to(fabric.device))
-            loss = loss_of(logits.float(), images.data.labels_N[batch_N[share]].to(fabric.device))
+            logits = model(resize(batch_NCHW[share], plan.size).to(fabric.device))
+            losses_B = losses_of(logits.float(), images.data.labels_N[batch_N[share]].to(fabric.device))
             optimizer.zero_grad()
-            fabric.backward(loss)
+            fabric.backward((plan.weight_N[batch_B[share]].to(fabric.device) * losses_B).mean())
             optimizer.step()
-            schedule.step()
-            total += loss.detach()
+            seen_N[batch_B[share]] = losses_B.detach().cpu()
             advance(config.batch_size)
-    mean = fabric.all_reduce(total, reduce_op="mean")
-    assert isinstance(mean, Tensor)
-    return float(mean) / len(batches)
+    seen_N = fabric.all_reduce(seen_N.to(fabric.device), reduce_op="sum").cpu()
+    order_S = order_P[: len(batches) * config.batch_size]
+    return float(seen_N[order_S].mean()), losses_N.index_copy(0, order_S, seen_N[order_S])
+
+
+def _rate(progress: float, config: BackboneConfig) -> float:
+    """One cycle (Smith and Topin 2018): linearly up to the peak from a 25th of it, then linearly down to nothing."""
+    if progress < config.warmup_fraction:
+        return config.peak_rate * (1 + 24 * progress / config.warmup_fraction) / 25
+    return config.peak_rate * (1 - progress) / (1 - config.warmup_fraction)
 
 
 @torch.no_grad()

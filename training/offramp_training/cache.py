@@ -85,7 +85,7 @@ def write_features(
     np.save(folder / f"{part}-labels.npy", data.labels_N.numpy())
     fabric = Fabric(accelerator=job.backbone.accelerator, devices=1, precision=job.cache.precision)
     fabric.to_device(network)
-    choose_convolution(network, job, fabric.device)
+    choose_convolution(network, job, job.cache.precision, fabric.device)
     begun = time.time() - state["seconds"]
     with progress_bar(f"features, {part}", len(data) * views) as advance:
         advance(done * views)

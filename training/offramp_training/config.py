@@ -84,7 +84,8 @@ class JointConfig(_Section):
 class BackboneConfig(_Section):
     """One-cycle SGD with Nesterov momentum."""
 
-    phases: tuple[SizePhase, ...] = Field(min_length=1)
+    phases: tuple[SizePhase, ...]
+    """None, `[]`, takes the weights of `start_from` as they are."""
     joint: JointConfig | None = None
     """Trains heads together with the backbone; where not given, the backbone is trained alone and the exits wait."""
     start_from: Path | None = None
@@ -101,11 +102,22 @@ class BackboneConfig(_Section):
     flip: bool = True
     cut_out: NonNegativeInt = 0
     """Side of the square that is blanked in every training image, in pixels at full size; 0 for none."""
-    precision: Precision = "32-true"
+    pruning: Annotated[float, Field(ge=0, lt=1)] = 0
+    """Probability with which an image whose last loss lies under the mean sits out an epoch (pruning.py); 0 for never."""
+    precision: Literal["auto"] | Precision = "32-true"
+    """`auto` takes bf16 where the processor has it."""
     convolution: Literal["auto", "torch", "winograd"] = "auto"
     """`auto` takes Winograd's where torch's would run in float32 on a CPU and g++ is there; see winograd.py."""
     devices: PositiveInt = 1
     accelerator: str = "auto"
+
+    @model_validator(mode="after")
+    def _has_weights(self) -> BackboneConfig:
+        if not self.phases and self.start_from is None:
+            raise ValueError("phases is empty: name at least one, or the weights to take as they are in start_from")
+        if not self.phases and self.joint is not None:
+            raise ValueError("phases is empty: joint training needs at least one")
+        return self
 
 
 class CacheConfig(_Section):

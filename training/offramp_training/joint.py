@@ -88,7 +88,7 @@ def responsibility_weights(log_likelihood_NK: Tensor, cost_K: Tensor, config: Jo
 
 
 def joint_loss(logits_NEC: Tensor, labels_N: Tensor, cost_K: Tensor, config: JointConfig, label_smoothing: float) -> Tensor:
-    """Loss in nats an image, summed over exits and the plain full network, from what `JointNetwork` gives.
+    """Each image's loss in nats, shape (N,), summed over exits and the plain full network, from what `JointNetwork` gives.
 
     Labels are smoothed for the full network alone; the exits get soft targets from it.
     """
@@ -101,5 +101,5 @@ def joint_loss(logits_NEC: Tensor, labels_N: Tensor, cost_K: Tensor, config: Joi
     divergence_NK = (teacher_N1C.exp() * (teacher_N1C - student_NKC)).sum(-1)
     loss_NK = config.distillation * temperature**2 * divergence_NK - (1 - config.distillation) * log_likelihood_NK
     weight_NK = responsibility_weights(log_likelihood_NK.detach(), cost_K, config)
-    full = F.cross_entropy(full_NC, labels_N, label_smoothing=label_smoothing)
-    return full + (weight_NK * loss_NK).sum(1).mean()
+    full_N = F.cross_entropy(full_NC, labels_N, reduction="none", label_smoothing=label_smoothing)
+    return full_N + (weight_NK * loss_NK).sum(1)

@@ -6,7 +6,7 @@ from typing import Any
 
 from offramp_model.network import NetworkConfig
 from offramp_training.beside import beside_markdown, load_reference
-from offramp_training.config import JobConfig, JointConfig
+from offramp_training.config import BackboneConfig, JobConfig, JointConfig, Precision
 from offramp_training.recoding import recoded_markdown
 from offramp_training.report import lambda_unit, paper_markdown, proof_markdown, table
 from offramp_training.run_directory import RunDirectory
@@ -106,12 +106,26 @@ def _graphs(metrics: dict[str, Any]) -> str:
 Under the default control {measured["same_exit"]:.2%} of the select images leave at the same exit in int8 as in float32."""
 
 
-def _how(job: JobConfig, results: dict[str, Any]) -> str:
-    config, backbone, heads = job.backbone, results["backbone"], results["heads"]
+def _backbone_training(config: BackboneConfig, precision: Precision) -> str:
+    if not config.phases:
+        return "weights trained before, taken as they are."
     phases = ", ".join(f"{phase.epochs} at {phase.size} pixels" for phase in config.phases)
     cut_out = f", cut-out of {config.cut_out} pixels" if config.cut_out else ""
     earlier = ", going on from weights trained before" if config.start_from else ""
-    joint = _joint(config.joint) if config.joint else ""
+    pruning = (
+        f" In all but the last epochs an image whose last loss lay under the mean sat out with probability {config.pruning:g}."
+        if config.pruning
+        else ""
+    )
+    joint = f" {_joint(config.joint)}" if config.joint else ""
+    return f"""\
+SGD with Nesterov momentum {config.momentum:g}, one-cycle rate up to {config.peak_rate:g}, batches of
+  {config.batch_size}, weight decay {config.weight_decay:g}, label smoothing {config.label_smoothing:g}, random crop
+  and flip{cut_out}; epochs: {phases}{earlier}; {"bfloat16" if precision == "bf16-mixed" else "float32"}.{pruning}{joint}"""
+
+
+def _how(job: JobConfig, results: dict[str, Any]) -> str:
+    config, backbone, heads = job.backbone, results["backbone"], results["heads"]
     calibration = "\n".join(
         f"| {e['exit']} | {e['weight_decay']:g} | {e['dropout']:g} | {e['epoch']} | {e['temperature']:.2f} "
         f"| {e['select_before']['ece']:.3f} | {e['select_after']['ece']:.3f} | {e['select_after']['accuracy']:.4f} |"
@@ -125,9 +139,7 @@ def _how(job: JobConfig, results: dict[str, Any]) -> str:
 
 Seed {job.seed}. {job.data.held_out_fraction:.0%} of the training images were held out, stratified by class.
 
-- Backbone: SGD with Nesterov momentum {config.momentum:g}, one-cycle rate up to {config.peak_rate:g}, batches of
-  {config.batch_size}, weight decay {config.weight_decay:g}, label smoothing {config.label_smoothing:g}, random crop
-  and flip{cut_out}; epochs: {phases}{earlier}. {joint}Frozen from then on.
+- Backbone: {_backbone_training(config, backbone["precision"])} Frozen from then on.
   Held-out accuracy of the full network: {backbone["held_out_accuracy"]:.4f}; rounded to half precision, on the select part:
   {heads["full_select"]["accuracy"]:.4f}.
 - {_heads(job, heads)}
@@ -147,7 +159,7 @@ def _joint(config: JointConfig) -> str:
     return f"""\
 Its heads were
   trained with it (responsibilities at λ = {lambdas} nats, at least {config.floor:g} of an even share; distillation
-  {config.distillation:g} at temperature {config.distillation_temperature:g}; gradients in balance). """
+  {config.distillation:g} at temperature {config.distillation_temperature:g}; gradients in balance)."""
 
 
 def _heads(job: JobConfig, heads: dict[str, Any]) -> str:

@@ -92,7 +92,7 @@ def load_subject(job: JobConfig, run: RunDirectory, images: int | None = None) -
     held_out = open_features(run.root / "cache", "held_out", job.network.exits)
     _, select_N = fit_and_select(job, held_out)
     select = run_exits(network, held_out.plain(select_N), held_out.labels_N[select_N])
-    choose_convolution(network, job, torch.device("cpu"))
+    choose_convolution(network, job, "32-true", torch.device("cpu"))
     return Subject(
         network=network,
         data=_draw(load_images(job.data, "test", job.network.input_size), images, derive_seed(job.seed, "subject")),

@@ -61,7 +61,7 @@ def test_its_gradient_is_that_of_the_evidence_and_of_deep_supervision(seed: int,
     logits_NEC, labels_N = random_logits(seed)
     config = JointConfig(lambdas=(0.0, 0.7, 3.0), floor=floor, distillation=0)
     ours = logits_NEC.clone().requires_grad_()
-    joint_loss(ours, labels_N, COST_K, config, label_smoothing=0).backward()
+    joint_loss(ours, labels_N, COST_K, config, label_smoothing=0).mean().backward()
 
     theirs = logits_NEC.clone().requires_grad_()
     log_likelihood_NK = theirs.log_softmax(-1)[torch.arange(len(labels_N)), :-1, labels_N]
@@ -77,7 +77,7 @@ def test_its_gradient_is_that_of_the_evidence_and_of_deep_supervision(seed: int,
 def test_an_exit_that_says_what_the_full_network_says_has_nothing_to_distil() -> None:
     logits_NEC, labels_N = random_logits(1)
     logits_NEC = logits_NEC[:, -1:].repeat(1, 5, 1).requires_grad_()
-    joint_loss(logits_NEC, labels_N, COST_K, JointConfig(distillation=1), 0.1).backward()
+    joint_loss(logits_NEC, labels_N, COST_K, JointConfig(distillation=1), 0.1).mean().backward()
     assert logits_NEC.grad is not None
     torch.testing.assert_close(logits_NEC.grad[:, :-1], torch.zeros(7, 4, 3), rtol=0, atol=1e-6)
     assert float(logits_NEC.grad[:, -1].abs().max()) > 0.01  # the teacher learns from labels

@@ -46,7 +46,7 @@ class CutOffError(Exception):
 
 
 def test_a_cut_off_backbone_resumes_to_the_same_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    job = quick_job()
+    job = quick_job("backbone.pruning=0.5")  # whose losses must survive too
     whole, cut = RunDirectory(tmp_path / "whole"), RunDirectory(tmp_path / "cut")
     run_steps(job, whole, ("backbone",))
 
@@ -198,6 +198,22 @@ def test_a_backbone_goes_on_from_a_published_bundle(smoke_run: Path, smoke_store
     run_steps(job, run, ("backbone",))
     # one epoch at a small rate would leave a new network at chance, which is a quarter
     assert run.result("backbone")["held_out_accuracy"] > published - 0.1
+
+
+def test_a_backbone_without_epochs_is_taken_as_it_is(smoke_store: Path, tmp_path: Path) -> None:
+    weights = smoke_store / "smoke" / "1" / "weights.safetensors"
+    run = RunDirectory(tmp_path / "run")
+    run_steps(load_config("smoke", [f"backbone.start_from={weights}", "backbone.phases=[]"]), run, ("backbone",))
+    published, taken = load_file(weights), load_file(run.root / "backbone" / "backbone.safetensors")
+    backbone_names = [name for name in published if not name.startswith(("heads.", "routers."))]
+    assert len(backbone_names) > 50
+    for name in backbone_names:
+        torch.testing.assert_close(taken[name], published[name].to(taken[name].dtype), rtol=0, atol=0)
+
+
+def test_a_backbone_with_neither_epochs_nor_weights_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"phases is empty: name at least one, or the weights"):
+        quick_job("backbone.phases=[]")
 
 
 @pytest.mark.parametrize(
