@@ -226,9 +226,11 @@ def _train_epoch(
             optimizer.step()
             seen_N[batch_B[share]] = losses_B.detach().cpu()
             advance(config.batch_size)
-    seen_N = fabric.all_reduce(seen_N.to(fabric.device), reduce_op="sum").cpu()
+    gathered_N = fabric.all_reduce(seen_N.to(fabric.device), reduce_op="sum")
+    assert isinstance(gathered_N, Tensor)
     order_S = order_P[: len(batches) * config.batch_size]
-    return float(seen_N[order_S].mean()), losses_N.index_copy(0, order_S, seen_N[order_S])
+    seen_S = gathered_N.cpu()[order_S]
+    return float(seen_S.mean()), losses_N.index_copy(0, order_S, seen_S)
 
 
 def _rate(progress: float, config: BackboneConfig) -> float:
