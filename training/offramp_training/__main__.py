@@ -1,4 +1,7 @@
-"""`offramp-train`: the offline job on the command line, whole (`run`) or step by step."""
+"""`offramp-train`: the offline job on the command line, whole (`run`) or step by step.
+
+What takes torch is imported by the commands that need it, so that --help and a shell's completion answer at once.
+"""
 
 from __future__ import annotations
 
@@ -9,21 +12,18 @@ from typing import Annotated
 
 import typer
 
-from offramp_training.ablation import ablate, load_variants
-from offramp_training.attack import attack
-from offramp_training.config import PRESETS, JobError, load_config
-from offramp_training.run_directory import RunDirectory
-from offramp_training.shift import shift
-from offramp_training.steps import NAMES, run_steps
+from offramp_training.presets import PRESETS
 
 app = typer.Typer(
     help="Train an early-exit network: backbone, cached features, heads, routers, evaluation, report, bundle.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
 
-ConfigOption = Annotated[str, typer.Option("--config", help=f"A YAML file or a preset: {', '.join(PRESETS)}.")]
+ConfigOption = Annotated[
+    str,
+    typer.Option("--config", help=f"A YAML file or a preset: {', '.join(PRESETS)}.", autocompletion=lambda: list(PRESETS)),
+]
 RunDirOption = Annotated[Path, typer.Option("--run-dir", help="Where each step keeps its results and finds the others'.")]
 SetOption = Annotated[
     list[str],
@@ -47,6 +47,8 @@ HELP = {
 
 @contextmanager
 def _one_line_errors() -> Iterator[None]:
+    from offramp_training.config import JobError
+
     try:
         yield
     except JobError as error:
@@ -54,8 +56,13 @@ def _one_line_errors() -> Iterator[None]:
         raise typer.Exit(2) from error
 
 
-def _command(names: tuple[str, ...]) -> Callable[[str, Path, list[str]], None]:
+def _command(name: str) -> Callable[[str, Path, list[str]], None]:
     def command(config: ConfigOption, run_dir: RunDirOption, overrides: SetOption = []) -> None:  # noqa: B006 - typer's way
+        from offramp_training.config import load_config
+        from offramp_training.run_directory import RunDirectory
+        from offramp_training.steps import NAMES, run_steps
+
+        names = NAMES if name == "run" else (name,)
         with _one_line_errors():
             run_steps(load_config(config, overrides), RunDirectory(run_dir), names)
 
@@ -63,7 +70,7 @@ def _command(names: tuple[str, ...]) -> Callable[[str, Path, list[str]], None]:
 
 
 for _name, _help in HELP.items():
-    app.command(_name, help=_help)(_command(NAMES if _name == "run" else (_name,)))
+    app.command(_name, help=_help)(_command(_name))
 
 
 @app.command("ablate", help="Train variants of the heads on a run's cache and write one table; the run itself stays as it is.")
@@ -73,6 +80,10 @@ def _ablate(
     overrides: SetOption = [],  # noqa: B006 - typer's way
     variants: Annotated[Path | None, typer.Option(help="A YAML file of named overrides; 23 variants where not given.")] = None,
 ) -> None:
+    from offramp_training.ablation import ablate, load_variants
+    from offramp_training.config import load_config
+    from offramp_training.run_directory import RunDirectory
+
     with _one_line_errors():
         ablate(load_config(config, overrides), RunDirectory(run_dir), load_variants(variants), run_dir / "ablation")
 
@@ -84,6 +95,10 @@ def _shift(
     overrides: SetOption = [],  # noqa: B006 - typer's way
     images: ImagesOption = None,
 ) -> None:
+    from offramp_training.config import load_config
+    from offramp_training.run_directory import RunDirectory
+    from offramp_training.shift import shift
+
     with _one_line_errors():
         shift(load_config(config, overrides), RunDirectory(run_dir), images)
 
@@ -98,6 +113,10 @@ def _attack(
     epsilon: Annotated[int, typer.Option(min=1, max=255, help="The most that a pixel may change, in grey levels of 255.")] = 8,
     aim_lambda: Annotated[float | None, typer.Option(min=0, help="Attack the routers at this λ, not the default's.")] = None,
 ) -> None:
+    from offramp_training.attack import attack
+    from offramp_training.config import load_config
+    from offramp_training.run_directory import RunDirectory
+
     with _one_line_errors():
         attack(load_config(config, overrides), RunDirectory(run_dir), images, steps, epsilon, aim_lambda)
 

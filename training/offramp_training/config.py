@@ -23,9 +23,9 @@ from pydantic import (
 
 from offramp_model.factories import measure_stages
 from offramp_model.network import NetworkConfig
+from offramp_training.presets import PRESETS
 from offramp_training.utilities import Utility
 
-PRESETS = ("cifar10", "cifar10-joint", "cifar10-paper", "smoke")
 Precision = Literal["32-true", "bf16-mixed"]
 """bf16 helps where the processor has it (AMX, AVX512-BF16, CUDA); elsewhere it is far slower than float32."""
 

@@ -10,7 +10,6 @@ app = typer.Typer(
     name="offramp",
     help="Classify frames with a network that lets easy ones leave early, on an Offramp server.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )

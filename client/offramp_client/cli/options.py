@@ -6,12 +6,21 @@ from typing import Annotated
 
 import typer
 
+from offramp_client.cli.completion import complete_model, complete_version
 from offramp_client.types import Policy
 
-Address = Annotated[str, typer.Option(envvar="OFFRAMP_ADDRESS", metavar="HOST:PORT", help="The server.")]
+Address = Annotated[  # eager: a model's name is completed by asking this server, wherever on the line it stands
+    str, typer.Option(envvar="OFFRAMP_ADDRESS", metavar="HOST:PORT", help="The server.", is_eager=True)
+]
 DEFAULT_ADDRESS = "localhost:50051"
-ModelName = Annotated[str, typer.Option("--model", help="Name of the model; the server's default where not given.")]
-Version = Annotated[str, typer.Option("--version", help="Version of the model; the newest loaded where not given.")]
+ModelName = Annotated[
+    str,
+    typer.Option("--model", help="Name of the model; the server's default where not given.", autocompletion=complete_model),
+]
+Version = Annotated[
+    str,
+    typer.Option("--version", help="Version of the model; the newest loaded where not given.", autocompletion=complete_version),
+]
 Lambda = Annotated[float | None, typer.Option("--lambda", help="Price of compute, 0 or more: larger leaves earlier.")]
 Threshold = Annotated[float | None, typer.Option("--threshold", help="Score at which a frame leaves, in (0, 1].")]
 PolicyName = Annotated[Policy | None, typer.Option("--policy", help="How exits are chosen.")]
