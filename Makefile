@@ -6,7 +6,7 @@ CONSTRAINTS ?= constraints.txt
 PIP_INSTALL = $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --constraint $(CONSTRAINTS)
 SOURCES = proto model_store server client training bench examples tests docs docker
 
-.PHONY: demo serve test check format generate dashboard image clean
+.PHONY: demo serve test check format generate dashboard docs image clean
 
 demo: $(VENV)/.server
 	$(VENV)/bin/python examples/demo.py
@@ -20,10 +20,12 @@ test: $(VENV)/.dev
 check: $(VENV)/.dev
 	$(VENV)/bin/ruff check $(SOURCES)
 	$(VENV)/bin/ruff format --check $(SOURCES)
-	$(VENV)/bin/mypy model_store/offramp_model server/offramp_server client/offramp_client training/offramp_training bench examples docs/images docker
+	$(VENV)/bin/mypy model_store/offramp_model server/offramp_server client/offramp_client training/offramp_training bench examples docs/images docs/reference docker
 	$(VENV)/bin/buf lint
 	$(VENV)/bin/python proto/generate.py --check
 	$(VENV)/bin/python docker/grafana/build.py --check
+	$(VENV)/bin/python docs/reference/generate.py --check
+	$(VENV)/bin/zensical build --strict --config-file mkdocs.yml
 	$(VENV)/bin/hadolint docker/server.Dockerfile docker/training.Dockerfile
 
 format: $(VENV)/.dev
@@ -36,12 +38,17 @@ generate: $(VENV)/.dev
 dashboard: $(VENV)/.dev
 	$(VENV)/bin/python docker/grafana/build.py
 
+# the site, in site/; `python -m http.server --directory site` shows it with its search
+docs: $(VENV)/.dev
+	$(VENV)/bin/python docs/reference/generate.py
+	$(VENV)/bin/zensical build --strict --config-file mkdocs.yml
+
 # where no Docker engine runs: builds the server's image and runs it, as root on Debian with debootstrap and buildah
 image:
 	docker/verify.sh
 
 clean:
-	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) site .cache .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)

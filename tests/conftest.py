@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
+import os
+import shlex
+import sys
 from pathlib import Path
 
 import pytest
@@ -69,3 +72,22 @@ def forecast_run(smoke_run: Path) -> Path:
 def smoke_store(smoke_run: Path, forecast_run: Path) -> Path:
     """A bundle store with the trained bundle `smoke`: version 1 with a bank of routers, version 2 with forecast ones."""
     return smoke_run.parent / "store"
+
+
+COMMANDS = {
+    "offramp": "offramp_client.cli",
+    "offramp-train": "offramp_training.__main__",
+    "offramp-server": "offramp_server.__main__",
+}
+
+
+@pytest.fixture(scope="session")
+def installed_path(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A PATH on which our commands lie as an installation puts them there, and `python` is the one that runs the tests."""
+    folder = tmp_path_factory.mktemp("bin")
+    scripts = {name: f"#!{sys.executable}\nfrom {module} import main\nmain()\n" for name, module in COMMANDS.items()}
+    scripts["python"] = f'#!/bin/sh\nexec {shlex.quote(sys.executable)} "$@"\n'
+    for name, text in scripts.items():
+        (folder / name).write_text(text)
+        (folder / name).chmod(0o755)
+    return f"{folder}{os.pathsep}{os.environ['PATH']}"

@@ -17,24 +17,7 @@ from offramp_training.presets import PRESETS
 
 ROOT = Path(__file__).parents[2]
 NOBODY = "127.0.0.1:1"
-COMMANDS = {
-    "offramp": "offramp_client.cli",
-    "offramp-train": "offramp_training.__main__",
-    "offramp-server": "offramp_server.__main__",
-}
-
 pytestmark = pytest.mark.skipif(shutil.which("bash") is None, reason="there is no bash")
-
-
-@pytest.fixture(scope="module")
-def path(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A PATH on which the commands lie as an installation puts them there."""
-    folder = tmp_path_factory.mktemp("bin")
-    for name, module in COMMANDS.items():
-        script = folder / name
-        script.write_text(f"#!{sys.executable}\nfrom {module} import main\nmain()\n")
-        script.chmod(0o755)
-    return f"{folder}{os.pathsep}{os.environ['PATH']}"
 
 
 @pytest.fixture(scope="module")
@@ -68,29 +51,29 @@ TRAIN = "_OFFRAMP_TRAIN_COMPLETE=source_bash offramp-train"
 SERVER = f"{shlex.quote(sys.executable)} -m shtab --shell=bash --prog offramp-server offramp_server.config.build_parser"
 
 
-def test_the_client_completes_commands_options_and_policies(path: str) -> None:
-    assert {"stream", "classify", "sweep"} <= set(offered(path, CLIENT, "offramp "))
-    assert offered(path, CLIENT, "offramp stream --max-m") == ["--max-mean-cost"]
-    assert offered(path, CLIENT, "offramp stream --policy ") == list(Policy)
+def test_the_client_completes_commands_options_and_policies(installed_path: str) -> None:
+    assert {"stream", "classify", "sweep"} <= set(offered(installed_path, CLIENT, "offramp "))
+    assert offered(installed_path, CLIENT, "offramp stream --max-m") == ["--max-mean-cost"]
+    assert offered(installed_path, CLIENT, "offramp stream --policy ") == list(Policy)
 
 
-def test_the_client_completes_what_the_server_has_loaded(path: str, address: str) -> None:
-    assert offered(path, CLIENT, "offramp stream --model ", address) == ["resnet18-cifar10"]
-    assert offered(path, CLIENT, "offramp points --version ", address) == ["1"]
-    assert offered(path, CLIENT, f"offramp points --model resnet18-cifar10 --address {address} --version ") == ["1"]
+def test_the_client_completes_what_the_server_has_loaded(installed_path: str, address: str) -> None:
+    assert offered(installed_path, CLIENT, "offramp stream --model ", address) == ["resnet18-cifar10"]
+    assert offered(installed_path, CLIENT, "offramp points --version ", address) == ["1"]
+    assert offered(installed_path, CLIENT, f"offramp points --model resnet18-cifar10 --address {address} --version ") == ["1"]
 
 
-def test_a_server_that_does_not_answer_offers_no_model(path: str) -> None:
-    assert offered(path, CLIENT, "offramp stream --model ") == []
+def test_a_server_that_does_not_answer_offers_no_model(installed_path: str) -> None:
+    assert offered(installed_path, CLIENT, "offramp stream --model ") == []
 
 
-def test_the_training_completes_steps_and_presets(path: str) -> None:
-    assert {"run", "heads", "publish", "attack"} <= set(offered(path, TRAIN, "offramp-train "))
-    assert offered(path, TRAIN, "offramp-train run --config ") == list(PRESETS)
+def test_the_training_completes_steps_and_presets(installed_path: str) -> None:
+    assert {"run", "heads", "publish", "attack"} <= set(offered(installed_path, TRAIN, "offramp-train "))
+    assert offered(installed_path, TRAIN, "offramp-train run --config ") == list(PRESETS)
 
 
-def test_the_server_completes_its_settings(path: str) -> None:
-    assert offered(path, SERVER, "offramp-server --grpc-p") == ["--grpc-port"]
+def test_the_server_completes_its_settings(installed_path: str) -> None:
+    assert offered(installed_path, SERVER, "offramp-server --grpc-p") == ["--grpc-port"]
 
 
 def test_neither_client_nor_training_waits_for_torch_to_complete() -> None:
