@@ -18,7 +18,7 @@ from offramp_model.bundle import open_bundle
 from tests.integration.conftest import PATIENCE_S
 
 ROOT = Path(__file__).parents[2]
-FENCE = re.compile(r"^```bash(?P<title>.*)\n(?P<commands>.*?)^```$", re.DOTALL | re.MULTILINE)
+FENCE = re.compile(r"^```bash(?P<title>[^\n]*)\n(?P<commands>.*?)^```$", re.DOTALL | re.MULTILINE)
 STAYS = 'title="leave it running"'
 GATHERED, TRAINED, SERVED, STREAMED, ASKED, COUNTED, WATCHED = (f"## {number}." for number in range(1, 8))
 
