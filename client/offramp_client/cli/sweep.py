@@ -87,7 +87,9 @@ def _table(points: list[SweepPoint]) -> Table:
     exits = len(points[0].exit_fractions)
     failed = sum(point.failed for point in points)
     note = f"{points[0].frames} images a row; " + (f"{failed} failed; " if failed else "")
-    table = Table("choice", box=box.SIMPLE_HEAD, caption=note + "latency as this client saw it, in ms", caption_justify="left")
+    caption = note + "latency as this client saw it, in ms"
+    table = Table(box=box.SIMPLE_HEAD, caption=caption, caption_justify="left")
+    table.add_column("choice", no_wrap=True)  # on a narrow terminal figures may wrap, but what they are of must stay
     for name in ("accuracy", "compute", "p50", "p95", *(f"exit {k}" for k in range(1, exits + 1))):
         table.add_column(name, justify="right")
     for point in points:
