@@ -14,6 +14,7 @@ import threading
 import time
 
 import cv2
+import numpy as np
 
 from offramp_client import Client, Frame
 
@@ -38,7 +39,7 @@ class Camera:
             taken, image_bgr = self._capture.read()  # a camera blocks here until its next frame
             with self._changed:
                 if taken:
-                    image = cv2.cvtColor(image_bgr, cv2.COLOR_BGR2RGB)
+                    image = np.asarray(cv2.cvtColor(image_bgr, cv2.COLOR_BGR2RGB), np.uint8)
                     self._newest = Frame(image, frame_id=self.captured, timestamp_us=time.time_ns() // 1000)
                     self.captured += 1
                 self._ended = not taken

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import cv2
+import numpy as np
 
 from offramp_client import Classification, Client, Frame
 
@@ -37,7 +38,8 @@ class Film:
         number = 0
         while (taken := self._capture.read())[0]:
             self._sent[number] = taken[1]
-            yield Frame(cv2.cvtColor(taken[1], cv2.COLOR_BGR2RGB), number, timestamp_us=round(number / self.fps * 1e6))
+            image = np.asarray(cv2.cvtColor(taken[1], cv2.COLOR_BGR2RGB), np.uint8)
+            yield Frame(image, number, timestamp_us=round(number / self.fps * 1e6))
             number += 1
 
     def take_back(self, number: int) -> Any:

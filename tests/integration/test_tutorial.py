@@ -60,7 +60,7 @@ class Reader:
             commands = commands.replace(there, here)
         bash = ["bash", "-euo", "pipefail", "-c", commands]
         done = subprocess.run(
-            bash, cwd=self.folder, env=self._environment, capture_output=True, text=True, timeout=4 * PATIENCE_S, check=False
+            bash, cwd=self.folder, env=self._environment, capture_output=True, text=True, timeout=10 * PATIENCE_S, check=False
         )
         assert done.returncode == 0, f"{commands}\n{done.stdout}\n{done.stderr}"
         return done.stdout
