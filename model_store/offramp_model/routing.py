@@ -34,6 +34,7 @@ class ExitReason(IntEnum):
     LAST_EXIT = 2
     MAX_EXIT = 3
     MAX_COST = 4
+    DEADLINE = 5
 
 
 # --- the E-step and its targets ---------------------------------------------------------------------------------------

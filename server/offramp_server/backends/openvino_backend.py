@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -67,14 +67,15 @@ class OpenVinoBackend:
         self._first_of_floats = load("stage1", of_floats=True)
         self._whole = load(WHOLE)
 
-    def prepare(self, images: list[np.ndarray]) -> Tensor:
-        """Stack uint8 (H, W, 3) images as they are; shape (N, H, W, 3).
+    def prepare(self, images: Sequence[np.ndarray]) -> Tensor:
+        """Stack uint8 (H, W, 3) images as they are: the graph normalises. Normalised float32 (3, H, W) ones become float32 pixels.
 
-        Among normalised float32 (3, H, W) ones all become float32 pixels, and the graph, which normalises, gives the same.
+        Shape (N, H, W, 3).
         """
-        if all(image.dtype == np.uint8 for image in images):
-            return torch.from_numpy(np.stack(images))
-        return torch.from_numpy(np.stack([image if image.dtype == np.uint8 else self._pixels(image) for image in images]))
+        batch = np.stack(images)
+        if batch.dtype != np.uint8:
+            batch = (batch * self._std_C11 + self._mean_C11).transpose(0, 2, 3, 1)
+        return torch.from_numpy(batch)
 
     def run_stage(self, exit: int, features: Tensor, earlier_NEC: Tensor) -> StageResult:
         """Run one stage on (N, …) features; stage 1 takes what `prepare` gives, and no earlier logits."""
@@ -87,18 +88,14 @@ class OpenVinoBackend:
         router_output = outputs[ROUTER].clone() if ROUTER in outputs else None
         return StageResult(outputs.get(SURVIVORS, logits_NEC), logits_NEC, router_output)
 
-    def run_whole(self, features: Tensor) -> tuple[Tensor, list[Tensor]]:
+    def run_whole(self, pixels: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Run the uncut graph on what `prepare` gives for uint8 images, for frames that go to the last exit anyway.
 
         Returns the class logits of every exit, shape (N, K, classes), and each router's output.
         """
-        outputs = _infer(self._whole, {PIXELS: features})
+        outputs = _infer(self._whole, {PIXELS: pixels})
         routers = [outputs[f"{ROUTER}{exit}"].clone() for exit in range(1, self.exits) if f"{ROUTER}{exit}" in outputs]
         return outputs[LOGITS].clone(), routers
-
-    def _pixels(self, image_CHW: np.ndarray) -> np.ndarray:
-        pixels_CHW: np.ndarray = image_CHW * self._std_C11 + self._mean_C11
-        return pixels_CHW.transpose(1, 2, 0)
 
 
 def openvino_capabilities() -> list[str]:

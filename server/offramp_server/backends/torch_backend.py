@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
@@ -53,34 +54,24 @@ class TorchBackend:
         # (x / 255 − mean) / std as one multiplication and one subtraction
         self._scale_C11, self._shift_C11 = 1 / (255 * std_C11), mean_C11 / std_C11
 
-    def prepare(self, images: list[np.ndarray]) -> Tensor:
-        """Normalise uint8 (H, W, 3) images, take float32 (3, H, W) ones as they are; shape (N, 3, H, W), channels last."""
-        pixels = [index for index, image in enumerate(images) if image.dtype == np.uint8]
-        if len(pixels) == len(images):
-            return self._normalise(images)
-        size = self.input_size
-        batch = torch.empty((len(images), 3, size, size), device=self._device).to(memory_format=torch.channels_last)
-        if pixels:
-            batch[pixels] = self._normalise([images[index] for index in pixels])
-        tensors = [index for index in range(len(images)) if index not in set(pixels)]
-        batch[tensors] = torch.from_numpy(np.stack([images[index] for index in tensors])).to(self._device)
-        return batch
-
-    def _normalise(self, images: list[np.ndarray]) -> Tensor:
-        pixels_NHWC = torch.from_numpy(np.stack(images)).to(self._device)
-        return pixels_NHWC.permute(0, 3, 1, 2).float().mul_(self._scale_C11).sub_(self._shift_C11)
+    def prepare(self, images: Sequence[np.ndarray]) -> Tensor:
+        """Normalise uint8 (H, W, 3) images, or stack float32 (3, H, W) ones as they are; shape (N, 3, H, W), channels last."""
+        batch = torch.from_numpy(np.stack(images)).to(self._device)
+        if batch.dtype == torch.uint8:
+            return batch.permute(0, 3, 1, 2).float().mul_(self._scale_C11).sub_(self._shift_C11)
+        return batch.contiguous(memory_format=torch.channels_last)
 
     def run_stage(self, exit: int, features: Tensor, earlier_NEC: Tensor) -> StageResult:
         """Run one stage on (N, …) features; stage 1 takes what `prepare` gives, and no earlier logits."""
         features = features.contiguous(memory_format=torch.channels_last)
         return self._run(exit, features, earlier_NEC) if self._captured is None else self._captured(exit, features, earlier_NEC)
 
-    def run_whole(self, features: Tensor) -> tuple[Tensor, list[Tensor]]:
+    def run_whole(self, pixels: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Run every stage in a row on what `prepare` gives, for frames that go to the last exit anyway.
 
         Returns the class logits of every exit, shape (N, K, classes), and each router's output.
         """
-        logits_NEC, routers = features.new_zeros(len(features), 0, self.classes), []
+        features, logits_NEC, routers = pixels, pixels.new_zeros(len(pixels), 0, self.classes), list[Tensor]()
         for exit in range(1, self.exits + 1):
             result = self.run_stage(exit, features, logits_NEC)
             features, logits_NEC = result.features, result.logits_NEC

@@ -1,31 +1,54 @@
-"""Which stage runs next."""
+"""Which lane runs next."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
-class QueueState:
-    """One stage's queue as the scheduler sees it."""
+class LaneState:
+    """One lane's queue as the scheduler sees it."""
 
+    entry: bool
+    """Whether its frames come from callers, and not from a stage before."""
     length: int
     oldest_wait: float
     """Seconds for which the first frame in it has waited; 0 when it is empty."""
+    efficient: int
+    """Frames from which on a batch of this lane runs at about its best rate."""
 
 
-def choose_stage(queues: Sequence[QueueState], max_batch: int, max_wait: float) -> int | None:
-    """The stage (1…K) to run next, or None when every queue is empty.
+Strategy = Callable[[Sequence[LaneState], float], int | None]
+"""From the lanes, shallow to deep, and the longest wait between stages in seconds, the index of the lane to run."""
 
-    First a stage whose oldest frame has waited `max_wait` seconds, the longest wait first; then the deepest stage with a
-    full batch, so that frames finish; then the fullest, so that batches grow, the deepest among equals. Nothing waits
-    for company: while any frame is queued, some stage runs.
+
+def choose_lane(lanes: Sequence[LaneState], max_wait: float) -> int | None:
+    """The lane to run next, or None when all are empty. While any frame is queued some lane runs: none waits for company.
+
+    In this order:
+
+    1. of the lanes between stages in which a frame has waited `max_wait` seconds, the one with the longest wait;
+    2. the deepest lane between stages that can fill an efficient batch, so that frames finish;
+    3. where an entry can fill one, the entry whose first frame has waited longest, so that none starves;
+    4. else the lane nearest to an efficient batch, the deepest among equals; but an entry, too, goes first once its first
+       frame has waited `max_wait`.
     """
-    waiting = [stage for stage, queue in enumerate(queues, 1) if queue.length]
+    waiting = [index for index, lane in enumerate(lanes) if lane.length]
     if not waiting:
         return None
-    overdue = [stage for stage in waiting if queues[stage - 1].oldest_wait >= max_wait]
-    if overdue:
-        return max(overdue, key=lambda stage: queues[stage - 1].oldest_wait)
-    return max(waiting, key=lambda stage: (min(queues[stage - 1].length, max_batch), stage))
+
+    def wait(index: int) -> float:
+        return lanes[index].oldest_wait
+
+    between = [index for index in waiting if not lanes[index].entry]
+    if overdue := [index for index in between if wait(index) >= max_wait]:
+        return max(overdue, key=wait)
+    if efficient := [index for index in between if lanes[index].length >= lanes[index].efficient]:
+        return efficient[-1]
+    entries = [index for index in waiting if lanes[index].entry]
+    if entries:
+        longest = max(entries, key=wait)
+        if wait(longest) >= max_wait or any(lanes[index].length >= lanes[index].efficient for index in entries):
+            return longest
+    return max(waiting, key=lambda index: (lanes[index].length / lanes[index].efficient, index))

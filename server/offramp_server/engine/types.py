@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -24,6 +25,16 @@ class FrameControl:
     """Deepest exit that the frame may reach; K where nothing bounds it."""
     max_exit_reason: ExitReason = ExitReason.MAX_EXIT
     """Why `max_exit` is the bound: MAX_EXIT, or MAX_COST where the caller's cost bound is the tighter one."""
+    max_latency_s: float | None = None
+    """Seconds from its admission in which the frame must be answered."""
+    allow_early_answer: bool = False
+    """Whether it leaves at the exit it has reached, at or after `min_exit`, when going on would miss its deadline."""
+    allow_degrade: bool = False
+    """Whether it may run at a larger λ under overload; of the router policy alone."""
+
+    def goes_to(self, last_exit: int) -> bool:
+        """Whether the frame can leave nowhere before `last_exit`, the network's last."""
+        return self.max_exit == last_exit and (self.policy is Policy.FIXED or self.min_exit == last_exit)
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +44,7 @@ class Frame:
     image: np.ndarray
     control: FrameControl
     deadline: float | None = None
-    """On the engine's clock, in seconds; work past it is dropped."""
+    """Of the call, on the engine's clock, in seconds; work past it is dropped."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +59,10 @@ class Answer:
     """σ(s_k) of every router met, from exit 1 on."""
     queue_ms: float
     compute_ms: float
+    lambda_: float = 0.0
+    """The λ used."""
+    degraded: bool = False
+    """Whether overload had raised it above the control's own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,9 +71,9 @@ class EngineLimits:
 
     max_batch: int = 32
     max_in_flight: int = 1024
-    """Frames admitted and not yet answered; more are refused."""
+    """Frames admitted and not yet answered; more are refused, but for a quarter more of those that may be degraded."""
     max_stage_wait_ms: float = 50.0
-    """A frame that has waited this long for its stage makes the stage run next, full batch or not."""
+    """A frame that has waited this long between stages makes its stage run next, full batch or not."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,12 +107,22 @@ class Backend(Protocol):
     rule: HaltingRule
     """How the routers' output is read; its tensors lie where the stages' results do."""
 
-    def prepare(self, images: list[np.ndarray]) -> Tensor:
-        """Stack frames into the input of stage 1, normalised."""
+    def prepare(self, images: Sequence[np.ndarray]) -> Tensor:
+        """Stack frames, all of one type, into the input of stage 1."""
         ...
 
     def run_stage(self, exit: int, features: Tensor, earlier_NEC: Tensor) -> StageResult:
-        """Run stage `exit`, 1…K, given the class logits of the exits before it."""
+        """Run stage `exit`, 1…K, given the class logits of the exits before it.
+
+        The features may lie in memory that the stage's next run writes over; logits and router output do not.
+        """
+        ...
+
+    def run_whole(self, pixels: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Run every stage on what `prepare` gives for uint8 images, for frames that go to the last exit anyway.
+
+        Returns the class logits of every exit, shape (N, K, classes), and the output of each router, from exit 1 on.
+        """
         ...
 
 
@@ -120,8 +145,8 @@ class EngineMetrics(Protocol):
         """An admitted frame got no answer: `cancelled`, `expired` or `failed`."""
         ...
 
-    def batch_ran(self, stage: int, size: int, seconds: float, waits: list[float]) -> None:
-        """A stage ran on `size` frames for `seconds`; `waits` are the seconds each frame queued for it."""
+    def batch_ran(self, stage: str, size: int, seconds: float, waits: Sequence[float]) -> None:
+        """A stage, `1`…`K` or the `whole` network, ran on `size` frames for `seconds`, for which each had queued `waits`."""
         ...
 
     def in_flight(self, frames: int) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import platform
+from collections.abc import Sequence
 from functools import partial
 from itertools import product
 
@@ -20,7 +21,7 @@ THRESHOLDS = tuple(round(0.1 * step, 1) for step in range(1, 11))
 CONFIDENCES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 1)
 
 MODEL = ("model", "version")
-EXIT_REASONS = ("policy", "last_exit", "max_exit", "max_cost")
+EXIT_REASONS = ("policy", "last_exit", "max_exit", "max_cost", "deadline")
 SCORING_POLICIES = ("router", "entropy", "confidence")
 POLICIES = (*SCORING_POLICIES, "fixed")
 REFUSALS = ("invalid", "overloaded", "not_ready", "closed")
@@ -55,12 +56,13 @@ class MetricFamilies:
         self.exit_depth = histogram("exit_depth", "Exit at which a frame left.", depths)
         self.compute = histogram("compute_ratio", "MACs spent on a frame over the full network's.", COMPUTE_RATIOS, "policy")
         self.frames = counter("frames", "Frames classified, by policy, exit and why they left there.", "policy", "exit", "reason")
+        self.degraded = counter("frames_degraded", "Frames classified at a larger lambda than they asked for, under overload.")
         self.macs_spent = counter("macs_spent", "Multiply-accumulates spent on classified frames.")
         self.macs_saved = counter("macs_saved", "Multiply-accumulates that the full network would have spent beyond that.")
         self.latency = histogram("latency_seconds", "From a frame's admission to its answer.", SECONDS)
         self.queue = histogram("queue_seconds", "A classified frame's whole time in queues.", SECONDS)
         self.stage_wait = histogram("stage_wait_seconds", "A frame's time in one stage's queue.", SECONDS, "stage")
-        self.stage = histogram("stage_seconds", "Running one stage on one batch.", SECONDS, "stage")
+        self.stage = histogram("stage_seconds", "Running one stage, or the whole network, on one batch.", SECONDS, "stage")
         self.batch_size = histogram("batch_size_frames", "Frames in one batch of one stage.", BATCH_SIZES, "stage")
         self.lambda_ = histogram("requested_lambda", "Price of compute of admitted frames under the router policy.", LAMBDAS)
         self.threshold = histogram(
@@ -104,13 +106,15 @@ class ModelMetrics:
         self._exit_depth = families.exit_depth.labels(*names)
         self._compute = {policy: families.compute.labels(*names, policy) for policy in POLICIES}
         self._frames = {key: families.frames.labels(*names, *key) for key in product(POLICIES, exits, EXIT_REASONS)}
+        self._degraded = families.degraded.labels(*names)
         self._macs_spent = families.macs_spent.labels(*names)
         self._macs_saved = families.macs_saved.labels(*names)
         self._latency = families.latency.labels(*names)
         self._queue = families.queue.labels(*names)
-        self._stage_wait = {stage: families.stage_wait.labels(*names, stage) for stage in exits}
-        self._stage = {stage: families.stage.labels(*names, stage) for stage in exits}
-        self._batch_size = {stage: families.batch_size.labels(*names, stage) for stage in exits}
+        stages = [*map(str, exits), "whole"]
+        self._stage_wait = {stage: families.stage_wait.labels(*names, stage) for stage in stages}
+        self._stage = {stage: families.stage.labels(*names, stage) for stage in stages}
+        self._batch_size = {stage: families.batch_size.labels(*names, stage) for stage in stages}
         self._lambda = families.lambda_.labels(*names)
         self._threshold = {policy: families.threshold.labels(*names, policy) for policy in SCORING_POLICIES}
         self._confidence = {exit: families.confidence.labels(*names, exit) for exit in exits}
@@ -139,9 +143,12 @@ class ModelMetrics:
     def frame_answered(self, frame: Frame, answer: Answer) -> None:
         """A frame left the network."""
         spent, policy = self._exit_macs[answer.exit - 1], frame.control.policy.name.lower()
+        reason = answer.reason.name.lower()
         self._exit_depth.observe(answer.exit)
         self._compute[policy].observe(spent / self._full_macs)
-        self._frames[policy, answer.exit, answer.reason.name.lower()].inc()
+        self._frames[policy, answer.exit, reason].inc()
+        if answer.degraded:
+            self._degraded.inc()
         self._macs_spent.inc(spent)
         self._macs_saved.inc(max(self._full_macs - spent, 0))
         self._latency.observe((answer.queue_ms + answer.compute_ms) / 1000)
@@ -149,7 +156,7 @@ class ModelMetrics:
         confidence = float(answer.probabilities.max())
         if math.isfinite(confidence):  # one NaN would stay in the histogram's sum for ever
             self._confidence[answer.exit].observe(confidence)
-            if self._drift is not None:
+            if self._drift is not None and not answer.degraded and reason != "deadline":  # else load would pass for drift
                 self._drift.observe(frame.control, answer.exit, confidence)
 
     def frame_refused(self, reason: str) -> None:
@@ -160,8 +167,8 @@ class ModelMetrics:
         """An admitted frame got no answer: `cancelled`, `expired` or `failed`."""
         self._dropped[reason].inc()
 
-    def batch_ran(self, stage: int, size: int, seconds: float, waits: list[float]) -> None:
-        """A stage ran on `size` frames for `seconds`; `waits` are the seconds each frame queued for it."""
+    def batch_ran(self, stage: str, size: int, seconds: float, waits: Sequence[float]) -> None:
+        """A stage, `1`…`K` or the `whole` network, ran on `size` frames for `seconds`, for which each had queued `waits`."""
         self._stage[stage].observe(seconds)
         self._batch_size[stage].observe(size)
         for wait in waits:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from offramp_model.bundle import Bundle, open_bundle
 from offramp_model.routing import Policy
 from offramp_server.backends import TorchBackend
-from offramp_server.engine.execution import run_batch
+from offramp_server.engine.execution import Place, run_stage, run_whole
 from offramp_server.engine.types import FrameControl
 
 
@@ -44,10 +44,10 @@ def test_normalisation_is_the_manifests(bundle: Bundle, backend: TorchBackend) -
     np.testing.assert_allclose(backend.prepare(batch).numpy(), expected, atol=1e-5)
 
 
-def test_pixels_and_tensors_mix_in_one_batch(bundle: Bundle, backend: TorchBackend) -> None:
+def test_a_normalised_tensor_is_taken_as_it_is(bundle: Bundle, backend: TorchBackend) -> None:
     batch = images(4, backend.input_size)
-    mixed = [image if index % 2 else normalised(bundle, image) for index, image in enumerate(batch)]
-    np.testing.assert_allclose(backend.prepare(mixed).numpy(), backend.prepare(batch).numpy(), atol=1e-5)
+    tensors = [normalised(bundle, image) for image in batch]
+    np.testing.assert_allclose(backend.prepare(tensors).numpy(), backend.prepare(batch).numpy(), atol=1e-5)
 
 
 def test_stages_in_a_row_give_what_the_network_gives(bundle: Bundle, backend: TorchBackend) -> None:
@@ -77,12 +77,43 @@ controls = st.builds(
 @given(st.lists(controls, min_size=1, max_size=6), st.integers(0, 2**31))
 def test_a_row_is_decided_as_if_it_were_alone(backend: TorchBackend, batch: list[FrameControl], seed: int) -> None:
     frames = images(len(batch), backend.input_size, seed)
-    together = run_batch(backend, 1, frames, batch)
-    for frame, control, outcome in zip(frames, batch, together, strict=True):
-        (alone,) = run_batch(backend, 1, [frame], [control])
-        assert outcome.halting == pytest.approx(alone.halting, abs=1e-5)
+    together = run_stage(backend, 1, frames, batch)
+    for row, (frame, control) in enumerate(zip(frames, batch, strict=True)):
+        alone = run_stage(backend, 1, [frame], [control])
+        assert together.halting[row] == pytest.approx(alone.halting[0], abs=1e-5)
+        np.testing.assert_allclose(together.probabilities_NC[row], alone.probabilities_NC[0], atol=1e-5)
         # a score within rounding of its threshold may fall either way
-        if abs((alone.halting or 0.0) - control.thresholds[0]) > 1e-4 and control.policy is not Policy.ENTROPY:
-            assert outcome.leaves == alone.leaves
-        if outcome.leaves and alone.leaves:
-            np.testing.assert_allclose(outcome.probabilities, alone.probabilities, atol=1e-5)
+        if abs(alone.halting[0][0] - control.thresholds[0]) > 1e-4 and control.policy is not Policy.ENTROPY:
+            assert together.leaves[row] == alone.leaves[0]
+
+
+def test_survivors_of_several_batches_run_as_if_they_had_stayed_together(backend: TorchBackend) -> None:
+    frames = images(7, backend.input_size)
+    stays = FrameControl(Policy.ROUTER, 0.0, (1.0,) * 3, 1, 4)
+    goes = FrameControl(Policy.FIXED, 0.0, (1.0,) * 3, 1, 1)
+    first = run_stage(backend, 1, frames[:4], [stays, goes, stays, stays])
+    second = run_stage(backend, 1, frames[4:], [stays] * 3)
+    assert first.leaves == [False, True, False, False]
+    # the third of the first cohort is dropped on the way
+    places = [first.places[0], first.places[3], *second.places]
+    later = run_stage(backend, 2, [place for place in places if place is not None], [stays] * 5)
+    kept = [frames[row] for row in (0, 3, 4, 5, 6)]
+    together = run_stage(backend, 1, kept, [stays] * 5)
+    expected = run_stage(backend, 2, [place for place in together.places if place is not None], [stays] * 5)
+    np.testing.assert_allclose(later.probabilities_NC, expected.probabilities_NC, atol=1e-5)
+    np.testing.assert_allclose(later.halting, expected.halting, atol=1e-5)
+
+
+def test_a_run_of_the_whole_network_answers_as_its_stages_do(backend: TorchBackend) -> None:
+    frames = images(3, backend.input_size)
+    controls = [FrameControl(Policy.FIXED, lambda_, (0.5,) * 3, 1, 4) for lambda_ in (0.0, 0.5, 3.0)]
+    whole = run_whole(backend, frames, controls)
+    inputs: list[np.ndarray | Place] = [*frames]
+    for stage in range(1, 5):
+        outcome = run_stage(backend, stage, inputs, controls)
+        inputs = [place for place in outcome.places if place is not None]
+        if stage < 4:
+            np.testing.assert_allclose([row[stage - 1] for row in whole.halting], [row[0] for row in outcome.halting], atol=1e-5)
+    assert whole.leaves == outcome.leaves == [True] * 3
+    assert whole.by_policy == outcome.by_policy
+    np.testing.assert_allclose(whole.probabilities_NC, outcome.probabilities_NC, atol=1e-5)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,7 +18,7 @@ EXITS = 3
 CLASSES = 4
 
 
-def frame(halting: float = 0.5, label: int = 0, deadline: float | None = None, **control: object) -> Frame:
+def frame(halting: float = 0.5, label: int = 0, deadline: float | None = None, **control: Any) -> Frame:
     """A frame whose routers all say σ(s_k) = `halting` and whose heads all say `label`."""
     image = np.zeros((2, 2, 3), np.uint8)
     image[0, 0, 0] = round(halting * 100)
@@ -31,8 +33,9 @@ def control_of(
     min_exit: int = 1,
     max_exit: int = EXITS,
     max_exit_reason: ExitReason = ExitReason.MAX_EXIT,
+    **allowed: Any,
 ) -> FrameControl:
-    return FrameControl(policy, lambda_, (threshold,) * (EXITS - 1), min_exit, max_exit, max_exit_reason)
+    return FrameControl(policy, lambda_, (threshold,) * (EXITS - 1), min_exit, max_exit, max_exit_reason, **allowed)
 
 
 class FakeBackend:
@@ -47,21 +50,41 @@ class FakeBackend:
 
     def __init__(self) -> None:
         self.rule = BankRule(torch.tensor([0.3, 0.6, 1.0]), torch.tensor([0.0, 1.0]))
-        self.batches: list[tuple[int, int]] = []
+        self.batches: list[tuple[int | str, int]] = []
         self.gate = threading.Event()
         self.gate.set()
         self.running = threading.Event()
         self.fail_on: int | None = None
+        self.types: list[set[str]] = []
+        self.after_run: Callable[[int | str, int], None] = lambda lane, size: None
+        """Called with every batch that has run, such as to let a clock pass."""
 
-    def prepare(self, images: list[np.ndarray]) -> Tensor:
+    def prepare(self, images: Sequence[np.ndarray]) -> Tensor:
+        self.types.append({image.dtype.name for image in images})
         return torch.from_numpy(np.stack(images)).float()
 
     def run_stage(self, exit: int, features: Tensor, earlier_NEC: Tensor) -> StageResult:
+        self._run(exit, len(features))
+        return self._stage(exit, features, earlier_NEC)
+
+    def run_whole(self, pixels: Tensor) -> tuple[Tensor, list[Tensor]]:
+        self._run("whole", len(pixels))
+        logits_NEC, routers = torch.zeros(len(pixels), 0, CLASSES), []
+        for exit in range(1, EXITS + 1):
+            result = self._stage(exit, pixels, logits_NEC)
+            logits_NEC = result.logits_NEC
+            routers += [result.router_output] if result.router_output is not None else []
+        return logits_NEC, routers
+
+    def _run(self, lane: int | str, size: int) -> None:
         self.running.set()
         assert self.gate.wait(10)
-        self.batches.append((exit, len(features)))
-        if exit == self.fail_on:
+        self.batches.append((lane, size))
+        if lane == self.fail_on:
             raise RuntimeError("secret detail of the machine")
+        self.after_run(lane, size)
+
+    def _stage(self, exit: int, features: Tensor, earlier_NEC: Tensor) -> StageResult:
         # label 9 stands for a frame on which the network overflows
         broken = torch.where(features[:, 0, 0, 1:2] == 9, torch.nan, 0.0)
         logits = broken + 5.0 * torch.nn.functional.one_hot(features[:, 0, 0, 1].long() % CLASSES, CLASSES).float()
@@ -90,7 +113,7 @@ class RecordingMetrics:
     def frame_dropped(self, reason: str) -> None:
         self.events[f"dropped {reason}"] += 1
 
-    def batch_ran(self, stage: int, size: int, seconds: float, waits: list[float]) -> None:
+    def batch_ran(self, stage: str, size: int, seconds: float, waits: Sequence[float]) -> None:
         assert len(waits) == size
         self.events[f"stage {stage}"] += size
 

@@ -34,6 +34,7 @@ async def running(
         engine = Engine(backend, limits or EngineLimits(max_batch=4), metrics, executor, clock or Clock())
         await engine.start()
         backend.batches.clear()
+        backend.types.clear()
         backend.running.clear()
         try:
             yield engine, backend, metrics
@@ -157,7 +158,7 @@ async def test_a_failing_stage_fails_its_frames_without_detail_and_the_engine_go
     async with running() as (engine, backend, metrics):
         backend.fail_on = 2
         with pytest.raises(ExecutionError) as failure:
-            await engine.submit(frame(policy=Policy.FIXED))
+            await engine.submit(frame(threshold=1.0))
         assert "secret" not in str(failure.value)
         assert metrics.events["dropped failed"] == 1
         backend.fail_on = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from collections import Counter
 from dataclasses import replace
 from itertools import pairwise
@@ -107,6 +108,10 @@ def test_the_scrape_shows_the_kinds_that_the_bundle_has_a_reference_for() -> Non
         probabilities = np.array([0.8, 0.2], np.float32)
         metrics.frame_answered(frame, Answer(probabilities, 3, ExitReason.LAST_EXIT, (0.9,), queue_ms=1.0, compute_ms=1.0))
     assert read("drift_frames") == 30
+    early = Answer(probabilities, 3, ExitReason.DEADLINE, (0.9,), queue_ms=1.0, compute_ms=1.0)
+    for answer in (early, replace(early, reason=ExitReason.POLICY, degraded=True)):
+        metrics.frame_answered(frame, answer)
+    assert read("drift_frames") == 30, "load passes for drift"
     score = read("drift_score", kind="exit")
     assert score is not None
     assert score > 0.25

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from prometheus_client import CollectorRegistry
@@ -92,6 +94,12 @@ def test_only_what_a_policy_reads_counts_as_requested(
         assert read(registry, "requested_threshold_sum", policy=series) == pytest.approx(0.4)
 
 
+def test_degraded_frames_count(registry: CollectorRegistry, metrics: ModelMetrics) -> None:
+    metrics.frame_answered(frame(), answer())
+    metrics.frame_answered(frame(), replace(answer(), degraded=True))
+    assert read(registry, "frames_degraded_total") == 1
+
+
 def test_one_nan_does_not_poison_the_confidence(registry: CollectorRegistry, metrics: ModelMetrics) -> None:
     metrics.frame_answered(frame(), answer(confidence=float("nan")))
     metrics.frame_answered(frame(), answer(confidence=0.75))
@@ -99,9 +107,11 @@ def test_one_nan_does_not_poison_the_confidence(registry: CollectorRegistry, met
 
 
 def test_batches_streams_refusals_and_drops(registry: CollectorRegistry, metrics: ModelMetrics) -> None:
-    metrics.batch_ran(2, 3, 0.004, [0.001, 0.002, 0.003])
+    metrics.batch_ran("2", 3, 0.004, [0.001, 0.002, 0.003])
+    metrics.batch_ran("whole", 1, 0.016, [0.001])
     assert read(registry, "stage_seconds_sum", stage=2) == pytest.approx(0.004)
     assert read(registry, "batch_size_frames_sum", stage=2) == 3
+    assert read(registry, "batch_size_frames_sum", stage="whole") == 1
     assert read(registry, "stage_wait_seconds_count", stage=2) == 3
     metrics.stream_opened()
     metrics.stream_opened()
