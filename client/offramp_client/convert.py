@@ -48,6 +48,7 @@ _REASON_FROM_WIRE = {
     pb.EXIT_REASON_LAST_EXIT: ExitReason.LAST_EXIT,
     pb.EXIT_REASON_MAX_EXIT: ExitReason.MAX_EXIT,
     pb.EXIT_REASON_MAX_COST: ExitReason.MAX_COST,
+    pb.EXIT_REASON_DEADLINE: ExitReason.DEADLINE,
 }
 _CODE_NAMES = {code.value[0]: code.name for code in grpc.StatusCode}
 
@@ -71,6 +72,9 @@ def control_to_wire(control: Control, field: str = "control") -> pb.RoutingContr
         "max_mean_cost": control.max_mean_cost,
         "max_accuracy_drop": control.max_accuracy_drop,
         "confidence": control.confidence,
+        "max_latency_ms": control.max_latency_ms,
+        "allow_early_answer": control.allow_early_answer,
+        "allow_degrade": control.allow_degrade,
     }
     message = pb.RoutingControl()
     if control.policy is not None:
@@ -158,6 +162,9 @@ def control_from_wire(message: pb.RoutingControl) -> Control:
         max_mean_cost=number("max_mean_cost"),
         max_accuracy_drop=number("max_accuracy_drop"),
         confidence=number("confidence"),
+        max_latency_ms=message.max_latency_ms if message.HasField("max_latency_ms") else None,
+        allow_early_answer=message.allow_early_answer if message.HasField("allow_early_answer") else None,
+        allow_degrade=message.allow_degrade if message.HasField("allow_degrade") else None,
     )
 
 
@@ -175,6 +182,7 @@ def classification_from_wire(message: pb.Classification) -> Classification:
         model=message.model,
         version=message.version,
         control=control_from_wire(message.control),
+        degraded=message.degraded,
     )
 
 

@@ -35,6 +35,7 @@ class ExitReason(StrEnum):
     LAST_EXIT = "last exit"
     MAX_EXIT = "max exit"
     MAX_COST = "max cost"
+    DEADLINE = "deadline"
     UNKNOWN = "unknown"
     """The server gave a reason that this client does not know."""
 
@@ -52,6 +53,9 @@ class ControlFields(TypedDict, total=False):
     max_mean_cost: float | None
     max_accuracy_drop: float | None
     confidence: float | None
+    max_latency_ms: int | None
+    allow_early_answer: bool | None
+    allow_degrade: bool | None
 
 
 _PRICES = ("lambda_", "max_mean_cost", "max_accuracy_drop")
@@ -82,6 +86,12 @@ class Control:
     """In place of `lambda_`: accuracy that early exits may lose against the full network, in (0, 1)."""
     confidence: float | None = None
     """Probability that `max_accuracy_drop` holds, in (0, 1); 0.95 where not given."""
+    max_latency_ms: int | None = None
+    """Milliseconds from its admission in which a frame must be answered; past it while it waits, it fails."""
+    allow_early_answer: bool | None = None
+    """Whether a frame leaves at the exit that it has reached when going on would miss `max_latency_ms` or the call's deadline."""
+    allow_degrade: bool | None = None
+    """Whether a frame may run at a larger λ under overload rather than be refused; of the router policy alone."""
 
     def with_fields(self, **fields: Unpack[ControlFields]) -> Control:
         """Return this control with the given fields in place of its own; None and () leave a field as it is.
@@ -158,6 +168,8 @@ class Classification:
     version: str
     control: Control
     """Really used, every field resolved; an outcome that was asked for stands beside the λ found for it."""
+    degraded: bool = False
+    """Whether overload had raised `control.lambda_` above what was asked for."""
 
     @property
     def name(self) -> str:

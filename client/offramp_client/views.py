@@ -54,6 +54,8 @@ class LinesView:
             line.append(f"{shown.name:<11.11} {shown.probability:4.2f}  ")
             line.append_text(exit_bar(shown.exit, self._exits))
             line.append(f"  compute {shown.cost_ratio:4.2f}  {result.latency_ms:7.1f} ms  {control_text(shown.control)}")
+            if shown.degraded:
+                line.append("  degraded", style="yellow")
         line.append(f"  {frame.caption}", style="dim")
         self._console.print(line, soft_wrap=True, highlight=False)
 

@@ -28,7 +28,7 @@ from offramp_server.ops.logging import configure_logging
 from offramp_server.ops.metrics import MetricFamilies, ModelMetrics, register_process_metrics
 from offramp_server.registry import ModelRegistry
 from offramp_server.rpc.classification import ClassificationLimits
-from offramp_server.rpc.control import ModelControls
+from offramp_server.rpc.control import ModelControls, price_table_of
 from offramp_server.rpc.images import ImageReader
 from offramp_server.rpc.interceptors import current_request_id
 from offramp_server.rpc.models import Catalogue, ServedModel
@@ -149,7 +149,7 @@ class Server:
         drift = DriftWindow(controls.default.frame_control, manifest.drift_histograms(), self._settings.drift_window)
         metrics = ModelMetrics(self._families, names, runtime, costs.exit_macs, costs.full_macs, drift, backend.reason)
         limits = EngineLimits(self._settings.max_batch, self._settings.max_in_flight, self._settings.max_stage_wait_ms)
-        engine = Engine(backend, limits, metrics, self._device, self._clock)
+        engine = Engine(backend, limits, metrics, self._device, self._clock, price_table_of(manifest))
         await engine.start(self._loader)
         return ServedModel(manifest, controls, engine, metrics, *runtime, backend_reason=backend.reason)
 

@@ -82,9 +82,13 @@ class Settings(BaseSettings):
     torch_threads: NonNegativeInt = Field(0, description="threads of one forward pass on the CPU; 0 leaves it to torch")
 
     max_batch: PositiveInt = Field(32, description="frames in one batch")
-    max_in_flight: PositiveInt = Field(1024, description="frames of one model admitted and not yet answered; more are refused")
+    max_in_flight: PositiveInt = Field(
+        1024,
+        description="frames of one model admitted and not yet answered; more are refused, save a quarter more of those that "
+        "may be degraded",
+    )
     max_stage_wait_ms: NonNegativeFloat = Field(
-        50.0, description="milliseconds after which a waiting frame makes its stage run next, full batch or not"
+        50.0, description="milliseconds after which a frame that waits between stages makes its stage run next, full batch or not"
     )
     stream_window: PositiveInt = Field(
         64, description="frames of one stream in flight; the stream is not read further until one leaves"

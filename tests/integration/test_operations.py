@@ -122,6 +122,9 @@ async def test_streams_and_cancelled_frames_are_counted(settings: Settings, gate
         samples = await scrape(server)
         assert (samples[key("streams")], samples[key("frames_in_flight")]) == (1, 1)
         call.cancel()
+        async with asyncio.timeout(PATIENCE_S):
+            while (await scrape(server))[key("streams")]:
+                pass
         gate.open()
         await until(lambda: server.in_flight == 0)
         samples = await scrape(server)

@@ -34,12 +34,16 @@ def classify(
     max_mean_cost: options.MaxMeanCost = None,
     max_accuracy_drop: options.MaxAccuracyDrop = None,
     confidence: options.Confidence = None,
+    max_latency_ms: options.MaxLatency = None,
+    allow_early_answer: options.AllowEarly = None,
+    allow_degrade: options.AllowDegrade = None,
     top_k: options.TopK = 1,
     as_json: options.AsJson = False,
 ) -> None:
     """Classify image files one by one. A file that cannot be classified is named on stderr, and the exit code is then 1."""
     outcome = (max_mean_cost, max_accuracy_drop, confidence)
-    control = Control(policy, lambda_, threshold, (), min_exit, max_exit, max_cost, *outcome)
+    pressure = (max_latency_ms, allow_early_answer, allow_degrade)
+    control = Control(policy, lambda_, threshold, (), min_exit, max_exit, max_cost, *outcome, *pressure)
     answers: list[tuple[Path, Classification]] = []
 
     async def work() -> None:

@@ -36,6 +36,16 @@ MaxAccuracyDrop = Annotated[
 Confidence = Annotated[
     float | None, typer.Option("--confidence", help="Probability that --max-accuracy-drop holds; 0.95 where not given.")
 ]
+MaxLatency = Annotated[
+    int | None, typer.Option("--max-latency-ms", min=1, help="Answer a frame within so many milliseconds, or fail it.")
+]
+AllowEarly = Annotated[
+    bool | None,
+    typer.Option("--allow-early-answer", help="Take the answer of the exit reached where going on would be too late."),
+]
+AllowDegrade = Annotated[
+    bool | None, typer.Option("--allow-degrade", help="Run at a larger lambda under overload rather than be refused.")
+]
 TopK = Annotated[int, typer.Option("--top-k", min=1, help="Class probabilities in each result.")]
 Window = Annotated[int, typer.Option("--window", min=1, help="Frames in flight at most.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]

@@ -36,6 +36,9 @@ def stream(
     max_mean_cost: options.MaxMeanCost = None,
     max_accuracy_drop: options.MaxAccuracyDrop = None,
     confidence: options.Confidence = None,
+    max_latency_ms: options.MaxLatency = None,
+    allow_early_answer: options.AllowEarly = None,
+    allow_degrade: options.AllowDegrade = None,
     top_k: options.TopK = 1,
     window: options.Window = 32,
     frames: Annotated[int | None, typer.Option(min=1, help="End after so many frames.")] = None,
@@ -51,7 +54,8 @@ def stream(
 ) -> None:
     """Stream frames to the server and watch where they leave the network. Ctrl-C ends it and prints the summary."""
     outcome = (max_mean_cost, max_accuracy_drop, confidence)
-    control = Control(policy, lambda_, threshold, (), min_exit, max_exit, max_cost, *outcome)
+    pressure = (max_latency_ms, allow_early_answer, allow_degrade)
+    control = Control(policy, lambda_, threshold, (), min_exit, max_exit, max_cost, *outcome, *pressure)
     schedule = options.numbers(lambda_schedule, "--lambda-schedule") if lambda_schedule else []
     if schedule and outcome != (None, None, None):
         raise typer.BadParameter("can't be given with a wanted outcome, which chooses lambda", param_hint="--lambda-schedule")

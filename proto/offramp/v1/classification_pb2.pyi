@@ -22,6 +22,7 @@ class ExitReason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     EXIT_REASON_LAST_EXIT: _ClassVar[ExitReason]
     EXIT_REASON_MAX_EXIT: _ClassVar[ExitReason]
     EXIT_REASON_MAX_COST: _ClassVar[ExitReason]
+    EXIT_REASON_DEADLINE: _ClassVar[ExitReason]
 POLICY_UNSPECIFIED: Policy
 POLICY_ROUTER: Policy
 POLICY_ENTROPY: Policy
@@ -32,9 +33,10 @@ EXIT_REASON_POLICY: ExitReason
 EXIT_REASON_LAST_EXIT: ExitReason
 EXIT_REASON_MAX_EXIT: ExitReason
 EXIT_REASON_MAX_COST: ExitReason
+EXIT_REASON_DEADLINE: ExitReason
 
 class RoutingControl(_message.Message):
-    __slots__ = ("policy", "threshold", "exit_thresholds", "min_exit", "max_exit", "max_cost", "max_mean_cost", "max_accuracy_drop", "confidence")
+    __slots__ = ("policy", "threshold", "exit_thresholds", "min_exit", "max_exit", "max_cost", "max_mean_cost", "max_accuracy_drop", "confidence", "max_latency_ms", "allow_early_answer", "allow_degrade")
     POLICY_FIELD_NUMBER: _ClassVar[int]
     LAMBDA_FIELD_NUMBER: _ClassVar[int]
     THRESHOLD_FIELD_NUMBER: _ClassVar[int]
@@ -45,6 +47,9 @@ class RoutingControl(_message.Message):
     MAX_MEAN_COST_FIELD_NUMBER: _ClassVar[int]
     MAX_ACCURACY_DROP_FIELD_NUMBER: _ClassVar[int]
     CONFIDENCE_FIELD_NUMBER: _ClassVar[int]
+    MAX_LATENCY_MS_FIELD_NUMBER: _ClassVar[int]
+    ALLOW_EARLY_ANSWER_FIELD_NUMBER: _ClassVar[int]
+    ALLOW_DEGRADE_FIELD_NUMBER: _ClassVar[int]
     policy: Policy
     threshold: float
     exit_thresholds: _containers.RepeatedScalarFieldContainer[float]
@@ -54,7 +59,10 @@ class RoutingControl(_message.Message):
     max_mean_cost: float
     max_accuracy_drop: float
     confidence: float
-    def __init__(self, policy: _Optional[_Union[Policy, str]] = ..., threshold: _Optional[float] = ..., exit_thresholds: _Optional[_Iterable[float]] = ..., min_exit: _Optional[int] = ..., max_exit: _Optional[int] = ..., max_cost: _Optional[float] = ..., max_mean_cost: _Optional[float] = ..., max_accuracy_drop: _Optional[float] = ..., confidence: _Optional[float] = ..., **kwargs) -> None: ...
+    max_latency_ms: int
+    allow_early_answer: bool
+    allow_degrade: bool
+    def __init__(self, policy: _Optional[_Union[Policy, str]] = ..., threshold: _Optional[float] = ..., exit_thresholds: _Optional[_Iterable[float]] = ..., min_exit: _Optional[int] = ..., max_exit: _Optional[int] = ..., max_cost: _Optional[float] = ..., max_mean_cost: _Optional[float] = ..., max_accuracy_drop: _Optional[float] = ..., confidence: _Optional[float] = ..., max_latency_ms: _Optional[int] = ..., allow_early_answer: _Optional[bool] = ..., allow_degrade: _Optional[bool] = ..., **kwargs) -> None: ...
 
 class RawImage(_message.Message):
     __slots__ = ("data", "height", "width")
@@ -207,7 +215,7 @@ class ClassProbability(_message.Message):
     def __init__(self, label: _Optional[int] = ..., name: _Optional[str] = ..., probability: _Optional[float] = ...) -> None: ...
 
 class Classification(_message.Message):
-    __slots__ = ("top", "exit", "reason", "halting_probabilities", "cost_ratio", "cost_macs", "queue_ms", "compute_ms", "model", "version", "control")
+    __slots__ = ("top", "exit", "reason", "halting_probabilities", "cost_ratio", "cost_macs", "queue_ms", "compute_ms", "model", "version", "control", "degraded")
     TOP_FIELD_NUMBER: _ClassVar[int]
     EXIT_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
@@ -219,6 +227,7 @@ class Classification(_message.Message):
     MODEL_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     CONTROL_FIELD_NUMBER: _ClassVar[int]
+    DEGRADED_FIELD_NUMBER: _ClassVar[int]
     top: _containers.RepeatedCompositeFieldContainer[ClassProbability]
     exit: int
     reason: ExitReason
@@ -230,4 +239,5 @@ class Classification(_message.Message):
     model: str
     version: str
     control: RoutingControl
-    def __init__(self, top: _Optional[_Iterable[_Union[ClassProbability, _Mapping]]] = ..., exit: _Optional[int] = ..., reason: _Optional[_Union[ExitReason, str]] = ..., halting_probabilities: _Optional[_Iterable[float]] = ..., cost_ratio: _Optional[float] = ..., cost_macs: _Optional[int] = ..., queue_ms: _Optional[float] = ..., compute_ms: _Optional[float] = ..., model: _Optional[str] = ..., version: _Optional[str] = ..., control: _Optional[_Union[RoutingControl, _Mapping]] = ...) -> None: ...
+    degraded: bool
+    def __init__(self, top: _Optional[_Iterable[_Union[ClassProbability, _Mapping]]] = ..., exit: _Optional[int] = ..., reason: _Optional[_Union[ExitReason, str]] = ..., halting_probabilities: _Optional[_Iterable[float]] = ..., cost_ratio: _Optional[float] = ..., cost_macs: _Optional[int] = ..., queue_ms: _Optional[float] = ..., compute_ms: _Optional[float] = ..., model: _Optional[str] = ..., version: _Optional[str] = ..., control: _Optional[_Union[RoutingControl, _Mapping]] = ..., degraded: _Optional[bool] = ...) -> None: ...

@@ -68,7 +68,7 @@ class OpenVinoBackend:
         self._whole = load(WHOLE)
 
     def prepare(self, images: Sequence[np.ndarray]) -> Tensor:
-        """Stack uint8 (H, W, 3) images as they are: the graph normalises. Normalised float32 (3, H, W) ones become float32 pixels.
+        """Stack uint8 (H, W, 3) images as they are: the graph normalises. float32 (3, H, W) ones become float32 pixels.
 
         Shape (N, H, W, 3).
         """

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import groupby, pairwise
 
 import numpy as np
 import torch
@@ -106,7 +106,7 @@ def warm_up(backend: Backend, max_batch: int, clock: Callable[[], float], ran: C
                 backend.run_whole(pixels)[0].cpu()
                 times.append(clock())
             names = [*map(str, range(1, backend.exits + 1)), "whole"]
-            for name, began, ended in zip(names, times, times[1:], strict=False):
+            for name, (began, ended) in zip(names, pairwise(times), strict=True):
                 ran(name, size, ended - began)
 
 

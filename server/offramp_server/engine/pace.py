@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 WEIGHT = 0.2
 """Of the newest measurement in a moving average: one odd batch counts little, a change is followed within some ten batches."""
@@ -50,7 +51,7 @@ class Pace:
             return 0.0
         if size <= points[0][0]:
             return points[0][1]
-        for (low, low_seconds), (high, high_seconds) in zip(points, points[1:], strict=False):
+        for (low, low_seconds), (high, high_seconds) in pairwise(points):
             if size <= high:
                 return low_seconds + (size - low) / (high - low) * (high_seconds - low_seconds)
         return points[-1][1] * size / points[-1][0]

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 
 from offramp.v1 import classification_pb2 as pb
 from offramp_model.bundle import Control, Manifest
 from offramp_model.routing import ExitReason, Policy
+from offramp_server.engine.overload import PriceTable, price_table
 from offramp_server.engine.types import FrameControl
 from offramp_server.errors import InvalidRequestError
 from offramp_server.rpc.outcomes import Outcome, OutcomeTable, read_outcome, write_outcome
 
+_Latitude = tuple[float | None, bool, bool]
+"""The last fields of a FrameControl: max_latency_s, allow_early_answer, allow_degrade."""
 
-@dataclass(frozen=True, slots=True)
+
+@dataclass(frozen=True)
 class ResolvedControl:
     """A control whose every field has a value: what a frame without overrides runs under."""
 
@@ -24,9 +29,34 @@ class ResolvedControl:
     max_exit: int
     max_cost: float
     frame_control: FrameControl
-    """The same for the engine."""
+    """The same for the engine, with what the caller allows under pressure."""
     outcome: Outcome | None = None
     """What λ was looked up for, where the caller named an outcome in its place."""
+
+    @cached_property
+    def message(self) -> pb.RoutingControl:
+        """The same on the wire, to be copied, not changed.
+
+        `threshold` is left out where the exits' thresholds differ, `max_latency_ms` where there is none.
+        """
+        control = self.frame_control
+        message = pb.RoutingControl(
+            policy=int(self.policy),  # type: ignore[arg-type]  # the numbers are the wire's
+            exit_thresholds=self.thresholds,
+            min_exit=self.min_exit,
+            max_exit=self.max_exit,
+            max_cost=self.max_cost,
+            allow_early_answer=control.allow_early_answer,
+            allow_degrade=control.allow_degrade,
+        )
+        setattr(message, "lambda", self.lambda_)  # a keyword of Python
+        if self.outcome is not None:
+            write_outcome(self.outcome, message)
+        if len(set(self.thresholds)) == 1:
+            message.threshold = self.thresholds[0]
+        if control.max_latency_s is not None:
+            message.max_latency_ms = round(control.max_latency_s * 1000)
+        return message
 
 
 class ModelControls:
@@ -80,6 +110,7 @@ class ModelControls:
             max_exit=self._read_exit(control.max_exit, f"{path}.max_exit") if control.HasField("max_exit") else base.max_exit,
             max_cost=_read_cost(control, path) if control.HasField("max_cost") else base.max_cost,
             outcome=outcome,
+            latitude=_read_latitude(base.frame_control, control, path),
         )
         self._check_bounds(merged, control, path)
         if outcome is not None:
@@ -96,10 +127,11 @@ class ModelControls:
         max_exit: int,
         max_cost: float,
         outcome: Outcome | None = None,
+        latitude: _Latitude = (None, False, False),
     ) -> ResolvedControl:
         affordable = sum(cost <= max_cost for cost in self._costs)
         reason = ExitReason.MAX_COST if affordable < max_exit else ExitReason.MAX_EXIT
-        frame_control = FrameControl(policy, lambda_, thresholds, min_exit, min(max_exit, affordable), reason)
+        frame_control = FrameControl(policy, lambda_, thresholds, min_exit, min(max_exit, affordable), reason, *latitude)
         return ResolvedControl(policy, lambda_, thresholds, min_exit, max_exit, max_cost, frame_control, outcome)
 
     def _check_bounds(self, merged: ResolvedControl, control: pb.RoutingControl, path: str) -> None:
@@ -128,6 +160,10 @@ class ModelControls:
             fields, remedy = ["min_exit"], "min_exit 1"
         elif outcome.field == "max_accuracy_drop" and merged.frame_control.max_exit < self._exits:
             fields, remedy = ["max_exit" if merged.max_exit < self._exits else "max_cost"], "every exit within bounds"
+        elif outcome.field == "max_accuracy_drop" and merged.frame_control.allow_early_answer:
+            fields, remedy = ["allow_early_answer"], "no early answers"
+        elif outcome.field == "max_accuracy_drop" and merged.frame_control.allow_degrade:
+            fields, remedy = ["allow_degrade"], "no degraded ones"
         else:
             return
         given = [name for name in fields if name in _names(control)] or [outcome.field]
@@ -162,21 +198,35 @@ class ModelControls:
         return exit
 
 
-def write_control(control: ResolvedControl) -> pb.RoutingControl:
-    """Every field resolved; `threshold` is left out where the exits' thresholds differ."""
-    message = pb.RoutingControl(
-        policy=int(control.policy),  # type: ignore[arg-type]  # the numbers are the wire's
-        exit_thresholds=control.thresholds,
-        min_exit=control.min_exit,
-        max_exit=control.max_exit,
-        max_cost=control.max_cost,
-    )
-    setattr(message, "lambda", control.lambda_)  # a keyword of Python
-    if control.outcome is not None:
-        write_outcome(control.outcome, message)
-    if len(set(control.thresholds)) == 1:
-        message.threshold = control.thresholds[0]
-    return message
+def price_table_of(manifest: Manifest) -> PriceTable:
+    """What λ costs, for frames that may be degraded.
+
+    From the bundle's frontier, or else its operating points under the default threshold; where those don't tell, from λ = 0
+    to the largest λ that its routers were made for.
+    """
+    default = manifest.default_control
+    if manifest.frontier is not None:
+        table = price_table((point.lambda_, point.mean_cost) for point in manifest.frontier.points)
+    else:
+        table = price_table(
+            (point.control.lambda_, point.mean_cost)
+            for point in manifest.operating_points
+            if (point.control.policy, point.control.threshold, point.control.max_exit) == ("router", default.threshold, None)
+        )
+    if len(table.lambdas) < 2 and manifest.network.router_lambdas:
+        return price_table([(0.0, manifest.costs.ratios[-1]), (manifest.network.router_lambdas[-1], manifest.costs.ratios[0])])
+    return table
+
+
+def _read_latitude(base: FrameControl, control: pb.RoutingControl, path: str) -> _Latitude:
+    latency = base.max_latency_s
+    if control.HasField("max_latency_ms"):
+        if control.max_latency_ms == 0:
+            raise InvalidRequestError(f"{path}.max_latency_ms", "is 0: give the milliseconds in which to answer, 1 or more")
+        latency = control.max_latency_ms / 1000
+    early = control.allow_early_answer if control.HasField("allow_early_answer") else base.allow_early_answer
+    degrade = control.allow_degrade if control.HasField("allow_degrade") else base.allow_degrade
+    return latency, early, degrade
 
 
 def _names(control: pb.RoutingControl) -> set[str]:

@@ -10,7 +10,7 @@ from offramp_model.outcomes import Frontier
 from offramp_model.routing import Policy
 from offramp_server.engine.types import Answer, Frame
 from offramp_server.errors import InvalidRequestError, OfframpError, OverloadedError
-from offramp_server.rpc.control import ResolvedControl, write_control
+from offramp_server.rpc.control import ResolvedControl
 from offramp_server.rpc.images import ImageReader
 from offramp_server.rpc.models import ServedModel
 from offramp_server.rpc.statistics import now_ns
@@ -76,13 +76,10 @@ def write_failure(frame: pb.Frame, error: OfframpError) -> pb.FrameResult:
 
 def write_classification(model: ServedModel, control: ResolvedControl, answer: Answer, top_k: int) -> pb.Classification:
     """An answer with its `top_k` class probabilities, at least one and at most all."""
-    labels = model.manifest.labels
-    best = np.argsort(-answer.probabilities, kind="stable")[: max(top_k, 1)]
-    return pb.Classification(
-        top=[
-            pb.ClassProbability(label=label, name=labels[label], probability=answer.probabilities[label])
-            for label in best.tolist()
-        ],
+    labels, probabilities = model.manifest.labels, answer.probabilities
+    best = np.argsort(-probabilities, kind="stable")[:top_k].tolist() if top_k > 1 else [int(probabilities.argmax())]
+    classification = pb.Classification(
+        top=[pb.ClassProbability(label=label, name=labels[label], probability=probabilities[label]) for label in best],
         exit=answer.exit,
         reason=int(answer.reason),  # type: ignore[arg-type]  # the numbers are the wire's
         halting_probabilities=answer.halting,
@@ -92,8 +89,12 @@ def write_classification(model: ServedModel, control: ResolvedControl, answer: A
         compute_ms=answer.compute_ms,
         model=model.name,
         version=model.version,
-        control=write_control(control),
+        control=control.message,
+        degraded=answer.degraded,
     )
+    if answer.degraded:
+        setattr(classification.control, "lambda", answer.lambda_)  # a keyword of Python
+    return classification
 
 
 def write_summary(model: ServedModel, is_default: bool) -> model_pb2.ModelSummary:
@@ -124,14 +125,14 @@ def write_model(model: ServedModel) -> model_pb2.Model:
         ],
         full_macs=costs.full_macs,
         router_lambdas=manifest.network.router_lambdas,
-        default_control=write_control(model.controls.default),
+        default_control=model.controls.default.message,
         default_thresholds=[
             model_pb2.PolicyThreshold(policy=int(policy), threshold=model.controls.default_threshold(policy))  # type: ignore[arg-type]
             for policy in (Policy.ROUTER, Policy.ENTROPY, Policy.CONFIDENCE)
         ],
         operating_points=[
             model_pb2.OperatingPoint(
-                control=write_control(model.controls.of_bundle(point.control)),
+                control=model.controls.of_bundle(point.control).message,
                 accuracy=point.accuracy,
                 mean_cost=point.mean_cost,
                 exit_fractions=point.exit_fractions,

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from offramp.v1 import classification_pb2 as pb
 from offramp_server.errors import ExecutionError, InvalidRequestError, OfframpError, UnavailableError
-from offramp_server.rpc.control import ResolvedControl, write_control
+from offramp_server.rpc.control import ResolvedControl
 from offramp_server.rpc.convert import classify_frame, write_failure
 from offramp_server.rpc.images import ImageReader
 from offramp_server.rpc.models import LATEST, Catalogue, ServedModel
@@ -223,7 +223,7 @@ class ClassificationStream:
             state=state,
             model=self._model.name,
             version=self._model.version,
-            control=write_control(self._control),
+            control=self._control.message,
             error=write_error(error) if error is not None else None,
         )
         return pb.StreamClassifyResponse(status=status)

@@ -42,6 +42,9 @@ controls = st.builds(
     max_mean_cost=st.none() | finite,
     max_accuracy_drop=st.none() | finite,
     confidence=st.none() | finite,
+    max_latency_ms=st.none() | st.integers(0, 2**32 - 1),
+    allow_early_answer=st.none() | st.booleans(),
+    allow_degrade=st.none() | st.booleans(),
 )
 
 

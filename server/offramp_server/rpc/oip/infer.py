@@ -39,7 +39,7 @@ class Inference:
         answers, read_at = [answer for answer, _ in answered], max(read_at for _, read_at in answered)
         writing = now_ns()
         response = oip.ModelInferResponse(model_name=model.name, model_version=model.version, id=request.id)
-        write_parameters(control, response)
+        write_parameters(control, answers, response)
         write_outputs(response, wanted, answers, model.manifest)
         slowest = max(answers, key=lambda answer: answer.queue_ms + answer.compute_ms)
         model.statistics.answered(started, read_at, slowest.queue_ms, slowest.compute_ms, now_ns() - writing, frames=len(answers))

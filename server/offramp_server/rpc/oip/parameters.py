@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from inference import grpc_service_pb2 as oip
 from offramp.v1 import classification_pb2 as pb
 from offramp_model.routing import Policy
+from offramp_server.engine.types import Answer
 from offramp_server.errors import InvalidRequestError
 from offramp_server.rpc.control import ResolvedControl
 
 PATH = "parameters"
 NUMBERS = ("lambda", "threshold", "max_cost", "max_mean_cost", "max_accuracy_drop", "confidence")
-INTEGERS = ("min_exit", "max_exit")
-CONTROLS = (*NUMBERS, *INTEGERS, "policy", "exit_thresholds")
+INTEGERS = ("min_exit", "max_exit", "max_latency_ms")
+FLAGS = ("allow_early_answer", "allow_degrade")
+CONTROLS = (*NUMBERS, *INTEGERS, *FLAGS, "policy", "exit_thresholds")
 IGNORED = ("priority", "sequence_id", "sequence_start", "sequence_end")
 """What Triton ignores too, for a model without priority levels and without sequences."""
 FINAL = "triton_final_response"
@@ -44,6 +46,8 @@ def read_parameters(request: oip.ModelInferRequest) -> RequestParameters:
             setattr(read.control, name, read_number(name, value))
         elif name in INTEGERS:
             setattr(read.control, name, read_integer(name, value, 2**32))
+        elif name in FLAGS:
+            setattr(read.control, name, _read_flag(name, value))
         elif name == "policy":
             read.control.policy = _read_policy(value)
         elif name == "exit_thresholds":
@@ -56,11 +60,13 @@ def read_parameters(request: oip.ModelInferRequest) -> RequestParameters:
     return read
 
 
-def write_parameters(control: ResolvedControl, response: oip.ModelInferResponse) -> None:
-    """Put the control that was used beside the answer."""
+def write_parameters(control: ResolvedControl, answers: Sequence[Answer], response: oip.ModelInferResponse) -> None:
+    """Put the control that was used beside the answers; where overload raised λ, the largest that one of them was given."""
     parameters = response.parameters
     parameters["policy"].string_param = control.policy.name.lower()
-    parameters["lambda"].double_param = control.lambda_
+    parameters["lambda"].double_param = max(answer.lambda_ for answer in answers)
+    if any(answer.degraded for answer in answers):
+        parameters["degraded"].bool_param = True
     if len(set(control.thresholds)) == 1:
         parameters["threshold"].double_param = control.thresholds[0]
     else:
@@ -101,6 +107,14 @@ def _read_policy(parameter: oip.InferParameter) -> pb.Policy:
         return value  # type: ignore[return-value]
     known = ", ".join(policy.name.lower() for policy in Policy)
     raise InvalidRequestError(f"{PATH}.policy", f"{_shown(value)} is no policy: give one of {known}")
+
+
+def _read_flag(name: str, parameter: oip.InferParameter) -> bool:
+    value = _value(parameter)
+    flag = {"true": True, "1": True, "false": False, "0": False}.get(str(value).lower())
+    if flag is None:
+        raise InvalidRequestError(f"{PATH}.{name}", f"{_shown(value)} is neither true nor false")
+    return flag
 
 
 def _read_list(name: str, parameter: oip.InferParameter) -> list[float]:

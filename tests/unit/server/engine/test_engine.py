@@ -3,52 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
 
 import numpy as np
 import pytest
 
 from offramp_model.routing import ExitReason, Policy
 from offramp_server.engine.engine import Engine
-from offramp_server.engine.types import EngineLimits
+from offramp_server.engine.types import EngineLimits, Frame
 from offramp_server.errors import DeadlineError, ExecutionError, OverloadedError, UnavailableError
-from tests.unit.server.engine.fakes import EXITS, FakeBackend, RecordingMetrics, frame
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = 100.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-@asynccontextmanager
-async def running(
-    limits: EngineLimits | None = None, clock: Callable[[], float] | None = None
-) -> AsyncIterator[tuple[Engine, FakeBackend, RecordingMetrics]]:
-    backend, metrics = FakeBackend(), RecordingMetrics()
-    with ThreadPoolExecutor(1) as executor:
-        engine = Engine(backend, limits or EngineLimits(max_batch=4), metrics, executor, clock or Clock())
-        await engine.start()
-        backend.batches.clear()
-        backend.types.clear()
-        backend.running.clear()
-        try:
-            yield engine, backend, metrics
-        finally:
-            backend.gate.set()
-            await engine.close()
-
-
-async def block(engine: Engine, backend: FakeBackend) -> asyncio.Future:  # type: ignore[type-arg]
-    """Occupy the executor with one frame until the gate opens."""
-    backend.gate.clear()
-    future = engine.submit(frame(halting=1.0))
-    await asyncio.to_thread(backend.running.wait, 10)
-    return future
+from tests.unit.server.engine.fakes import EXITS, FakeBackend, RecordingMetrics, control_of, frame
+from tests.unit.server.engine.running import Clock, block, running
 
 
 async def test_a_frame_leaves_at_the_first_exit_whose_router_passes_the_threshold() -> None:
@@ -110,6 +75,47 @@ async def test_survivors_of_different_batches_merge_before_the_next_stage() -> N
         assert [a.exit for a in answers[1:]] == [1, 2, 2, 1]
         assert [int(a.probabilities.argmax()) for a in answers[1:]] == [0, 1, 2, 3]
         assert backend.batches == [(1, 1), (1, 2), (1, 2), (2, 2)]
+
+
+async def test_frames_bound_for_the_last_exit_gather_and_run_the_whole_network() -> None:
+    async with running(EngineLimits(max_batch=8)) as (engine, backend, metrics):
+        blocked = await block(engine, backend)
+        last = [{"policy": Policy.FIXED}, {"min_exit": EXITS}]
+        futures = [engine.submit(frame(0.6, label=i % 4, **(last[i // 2 % 2] if i % 2 else {}))) for i in range(8)]
+        backend.gate.set()
+        answers = await asyncio.gather(blocked, *futures)
+        assert set(backend.batches[1:]) == {(1, 4), ("whole", 4)}
+        assert [(a.exit, a.reason) for a in answers[1:]] == [(1, ExitReason.POLICY), (EXITS, ExitReason.LAST_EXIT)] * 4
+        assert [int(a.probabilities.argmax()) for a in answers[1:]] == [0, 1, 2, 3] * 2
+        assert answers[2].halting == pytest.approx((0.6, 0.6), abs=1e-3)
+        assert metrics.events["stage whole"] == 4
+        assert engine.batches_entered == 3
+
+
+async def test_tensors_and_pixels_never_share_a_batch() -> None:
+    async with running(EngineLimits(max_batch=8)) as (engine, backend, _):
+        blocked = await block(engine, backend)
+        backend.types.clear()
+        tensor = Frame(np.zeros((3, 2, 2), np.float32), control_of(policy=Policy.FIXED))
+        tensors = [engine.submit(tensor) for _ in range(2)]
+        pixels = [engine.submit(frame(1.0)) for _ in range(3)]
+        backend.gate.set()
+        await asyncio.gather(blocked, *tensors, *pixels)
+        assert sorted(map(str, backend.types)) == ["{'float32'}", "{'uint8'}"]
+        assert [size for lane, size in backend.batches[1:] if lane == 1] in ([2, 3], [3, 2])
+
+
+async def test_the_event_loop_is_called_once_a_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with running(EngineLimits(max_batch=8)) as (engine, backend, _):
+        blocked = await block(engine, backend)
+        futures = [engine.submit(frame(1.0)) for _ in range(8)]
+        calls, loop = [], asyncio.get_running_loop()
+        hand_over = loop.call_soon_threadsafe
+        monkeypatch.setattr(loop, "call_soon_threadsafe", lambda *a, **k: (calls.append(a[0]), hand_over(*a, **k))[1])
+        backend.gate.set()
+        await asyncio.gather(blocked, *futures)
+        assert backend.batches == [(1, 1), (1, 8)]
+        assert len(calls) == 2
 
 
 async def test_more_than_max_in_flight_is_refused_and_the_rest_is_answered() -> None:

@@ -12,8 +12,8 @@ from offramp.v1 import classification_pb2 as pb
 from offramp_model.bundle import Control
 from offramp_model.routing import ExitReason, Policy
 from offramp_server.errors import InvalidRequestError
-from offramp_server.rpc.control import ModelControls, ResolvedControl, write_control
-from tests.unit.server.rpc.manifests import EXITS, tiny_manifest
+from offramp_server.rpc.control import ModelControls, ResolvedControl, price_table_of
+from tests.unit.server.rpc.manifests import EXITS, FRONTIER, tiny_manifest
 
 MANIFEST = tiny_manifest()
 CONTROLS = ModelControls(MANIFEST)
@@ -55,6 +55,7 @@ def apply(*layers: pb.RoutingControl, controls: ModelControls = CONTROLS) -> Res
         ({"max_cost": COSTS[0] * 0.99}, "max_cost"),
         ({"min_exit": 3, "max_cost": COSTS[1]}, "max_cost"),
         ({"policy": 99}, "policy"),
+        ({"max_latency_ms": 0}, "max_latency_ms"),
     ],
 )
 def test_a_bad_field_is_refused_by_name(fields: dict[str, object], field: str) -> None:
@@ -138,6 +139,9 @@ layers = st.fixed_dictionaries(
         "min_exit": st.integers(0, EXITS + 1),
         "max_exit": st.integers(0, EXITS + 1),
         "max_cost": st.floats(-0.1, 2),
+        "max_latency_ms": st.integers(0, 2**32 - 1),
+        "allow_early_answer": st.booleans(),
+        "allow_degrade": st.booleans(),
     },
 )
 
@@ -151,7 +155,25 @@ def test_what_is_resolved_is_consistent_and_what_is_echoed_means_the_same(given_
     frame_control = resolved.frame_control
     assert 1 <= frame_control.min_exit <= frame_control.max_exit <= EXITS
     assert COSTS[frame_control.max_exit - 1] <= resolved.max_cost
-    echoed = write_control(resolved)
+    echoed = resolved.message
     assert apply(echoed) == resolved
     for field in ("lambda", "min_exit", "max_exit", "max_cost"):
         assert echoed.HasField(field)
+
+
+def test_a_frame_keeps_what_its_stream_allows_until_it_says_otherwise() -> None:
+    stream = control(max_latency_ms=40, allow_early_answer=True, allow_degrade=True)
+    kept = apply(stream, control(lambda_=1.0)).frame_control
+    assert (kept.max_latency_s, kept.allow_early_answer, kept.allow_degrade) == (0.04, True, True)
+    changed = apply(stream, control(max_latency_ms=90, allow_degrade=False)).frame_control
+    assert (changed.max_latency_s, changed.allow_early_answer, changed.allow_degrade) == (0.09, True, False)
+    assert CONTROLS.default.frame_control.max_latency_s is None
+    assert not CONTROLS.default.message.HasField("max_latency_ms")
+
+
+def test_the_price_of_overload_comes_from_the_frontier_or_else_the_operating_points_or_the_routers() -> None:
+    assert price_table_of(tiny_manifest(frontier=FRONTIER)).lambdas == (0.0, 0.25, 1.0, 4.0)
+    assert price_table_of(MANIFEST).lambdas == (0.0, 2.0)
+    elsewhere = MANIFEST.model_copy(update={"operating_points": ()})
+    assert price_table_of(elsewhere).lambdas == (0.0, 2.0)
+    assert price_table_of(tiny_manifest(lambdas=()).model_copy(update={"operating_points": ()})).lambdas == ()

@@ -17,7 +17,7 @@ from offramp_model.outcomes import lambda_for_drop
 from offramp_model.routing import Policy
 from offramp_server.errors import InvalidRequestError
 from offramp_server.rpc import outcomes
-from offramp_server.rpc.control import ModelControls, ResolvedControl, write_control
+from offramp_server.rpc.control import ModelControls, ResolvedControl
 from offramp_server.rpc.convert import write_model
 from offramp_server.rpc.models import ServedModel
 from tests.unit.server.rpc.manifests import EXITS, FRONTIER, tiny_manifest
@@ -69,14 +69,14 @@ def test_an_outcome_becomes_the_lambda_that_the_engine_runs_at(fields: Fields, l
 
 
 def test_the_answer_shows_the_lambda_and_what_it_was_for() -> None:
-    echoed = write_control(apply({"max_mean_cost": 0.6}))
+    echoed = apply({"max_mean_cost": 0.6}).message
     assert (getattr(echoed, "lambda"), echoed.max_mean_cost) == (0.25, 0.6)
     assert not echoed.HasField("max_accuracy_drop")
     assert not echoed.HasField("confidence")
-    echoed = write_control(apply({"max_accuracy_drop": 0.03}))
+    echoed = apply({"max_accuracy_drop": 0.03}).message
     assert (getattr(echoed, "lambda"), echoed.max_accuracy_drop, echoed.confidence) == (0.25, 0.03, 0.95)
     assert not echoed.HasField("max_mean_cost")
-    assert not write_control(apply({"lambda_": 1.0})).HasField("max_mean_cost")
+    assert not apply({"lambda_": 1.0}).message.HasField("max_mean_cost")
 
 
 def test_a_certificate_is_worked_out_once_even_where_it_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -164,6 +164,8 @@ def test_bounds_that_bind_nothing_go_with_an_accuracy_drop() -> None:
         ({"max_exit": 3, "max_accuracy_drop": 0.03}, "max_exit"),
         ({"max_cost": 0.9, "max_accuracy_drop": 0.03}, "max_cost"),
         ({"max_cost": 0.9, "max_exit": EXITS, "max_accuracy_drop": 0.03}, "max_cost"),
+        ({"allow_early_answer": True, "max_accuracy_drop": 0.03}, "allow_early_answer"),
+        ({"allow_degrade": True, "max_accuracy_drop": 0.03}, "allow_degrade"),
     ],
 )
 def test_a_contradiction_is_refused_by_field(fields: Fields, field: str) -> None:
@@ -192,6 +194,8 @@ def test_two_at_once_are_told_to_be_one() -> None:
         ([{"max_accuracy_drop": 0.03}, {"max_cost": 0.9}], "max_cost", "give lambda"),
         ([{"max_mean_cost": 0.6, "max_exit": 2}, {"max_accuracy_drop": 0.03}], "max_accuracy_drop", "every exit"),
         ([{"max_accuracy_drop": 0.03}, {"confidence": 0.9}], "confidence", "in the same control"),
+        ([{"allow_degrade": True}, {"max_accuracy_drop": 0.03}], "max_accuracy_drop", "no degraded"),
+        ([{"max_accuracy_drop": 0.03}, {"allow_early_answer": True}], "allow_early_answer", "give lambda"),
     ],
 )
 def test_a_layer_can_not_void_what_another_was_promised(layers: list[Fields], field: str, remedy: str) -> None:
@@ -259,6 +263,8 @@ layers = st.fixed_dictionaries(
         "max_mean_cost": st.floats(0.1, 1.2),
         "max_accuracy_drop": st.floats(0.001, 0.5),
         "confidence": st.floats(0.5, 0.99),
+        "allow_early_answer": st.booleans(),
+        "allow_degrade": st.booleans(),
     },
 )
 
@@ -269,7 +275,7 @@ def test_whatever_is_accepted_keeps_its_promise_and_says_so(given_layers: list[F
         resolved = apply(*given_layers)
     except InvalidRequestError:
         return
-    echoed = write_control(resolved)
+    echoed = resolved.message
     if resolved.outcome is None:
         assert not echoed.HasField("max_mean_cost")
         assert not echoed.HasField("max_accuracy_drop")
@@ -282,6 +288,8 @@ def test_whatever_is_accepted_keeps_its_promise_and_says_so(given_layers: list[F
         assert point.mean_cost <= resolved.outcome.value == echoed.max_mean_cost
     else:
         assert resolved.frame_control.max_exit == EXITS
+        assert not resolved.frame_control.allow_early_answer
+        assert not resolved.frame_control.allow_degrade
         assert point.losses / FRONTIER.frames < resolved.outcome.value == echoed.max_accuracy_drop
     echoed.ClearField("lambda")  # what a caller sends to get the same again
     assert CONTROLS.apply(CONTROLS.default, echoed, "frame.control") == resolved

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from inference import grpc_service_pb2 as oip
 from offramp.v1 import classification_pb2 as pb
+from offramp_model.routing import ExitReason
+from offramp_server.engine.types import Answer
 from offramp_server.errors import InvalidRequestError
 from offramp_server.rpc.control import ModelControls
 from offramp_server.rpc.oip.parameters import PATH, RequestParameters, read_parameters, write_parameters
@@ -27,6 +30,10 @@ def parameter(value: object) -> oip.InferParameter:
             return oip.InferParameter(double_param=value)
         case _:
             return oip.InferParameter(string_param=str(value))
+
+
+def answer(lambda_: float, degraded: bool = False) -> Answer:
+    return Answer(np.ones(1, np.float32), 1, ExitReason.POLICY, (), 0.0, 0.0, lambda_, degraded)
 
 
 def read(**parameters: object) -> RequestParameters:
@@ -92,6 +99,15 @@ def test_what_is_not_meant_is_refused_by_its_name(name: str, value: object) -> N
     assert caught.value.field == f"{PATH}.{name}"
 
 
+@pytest.mark.parametrize("yes", [True, "true", "True", "1", 1])
+def test_what_a_caller_allows_may_come_as_a_flag_or_as_text(yes: bool | str | int) -> None:
+    control = read(allow_degrade=yes, allow_early_answer="false", max_latency_ms=40).control
+    assert (control.allow_degrade, control.allow_early_answer, control.max_latency_ms) == (True, False, 40)
+    assert control.HasField("allow_early_answer")
+    with pytest.raises(InvalidRequestError, match="neither true nor false"):
+        read(allow_degrade="maybe")
+
+
 def test_what_triton_ignores_is_ignored_here() -> None:
     form = oip.InferParameter(uint64_param=3)
     parameters = read(priority=form, sequence_id=7, sequence_start=True, triton_enable_empty_final_response=True)
@@ -111,18 +127,27 @@ def test_the_control_used_stands_in_the_answer() -> None:
     controls = ModelControls(tiny_manifest(frontier=FRONTIER))
     asked = pb.RoutingControl(max_mean_cost=0.6)
     response = oip.ModelInferResponse()
-    write_parameters(controls.apply(controls.default, asked, PATH), response)
+    write_parameters(controls.apply(controls.default, asked, PATH), [answer(0.25)], response)
+    assert "degraded" not in response.parameters
     assert response.parameters["lambda"].double_param == 0.25
     assert response.parameters["threshold"].double_param == 0.5
     assert response.parameters["policy"].string_param == "router"
     assert response.parameters["max_mean_cost"].double_param == 0.6
 
 
+def test_the_largest_lambda_that_overload_gave_stands_in_the_answer() -> None:
+    controls = ModelControls(tiny_manifest())
+    response = oip.ModelInferResponse()
+    write_parameters(controls.default, [answer(0.5), answer(1.5, degraded=True), answer(1.0, degraded=True)], response)
+    assert response.parameters["lambda"].double_param == 1.5
+    assert response.parameters["degraded"].bool_param
+
+
 def test_thresholds_that_differ_are_told_as_they_can_be_sent() -> None:
     controls = ModelControls(tiny_manifest())
     control = controls.apply(controls.default, read(exit_thresholds="0.9,0.1,0.25").control, PATH)
     response = oip.ModelInferResponse()
-    write_parameters(control, response)
+    write_parameters(control, [answer(0.5)], response)
     assert "threshold" not in response.parameters
     again = read(exit_thresholds=response.parameters["exit_thresholds"].string_param)
     assert controls.apply(controls.default, again.control, PATH) == control
