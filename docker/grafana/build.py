@@ -145,7 +145,7 @@ def _exits(m: MetricFamilies) -> list[PanelBuilder]:
         graph(
             "Why they left",
             "policy: the exit was good enough; last_exit: there was no further one; max_exit, max_cost: the caller's bound cut "
-            "the frame short, which under the fixed policy is what was asked for.",
+            "the frame short, which under the fixed policy is what was asked for; deadline: going on would have been too late.",
             "short",
             Query(rate(m.frames, "reason", where=OF_POLICY), "{{reason}}"),
             stacked=True,
@@ -212,7 +212,7 @@ def _trouble(m: MetricFamilies) -> list[PanelBuilder]:
             "frames under the model's default control count.",
             "short",
             Query(gauge(m.drift, "model", "version", "kind", aggregation="max"), "{{kind}}, {{model}} {{version}}"),
-            width=6,
+            width=12,
         )
         .min(0)
         .max(1)
@@ -220,13 +220,22 @@ def _trouble(m: MetricFamilies) -> list[PanelBuilder]:
         .thresholds_style(common.GraphThresholdsStyleConfig().mode(GraphThresholdsStyleMode.DASHED))
     )
     return [
-        graph("Refused", "Frames a second not admitted.", "short", Query(rate(m.refused, "reason"), "{{reason}}"), width=6),
+        graph("Refused", "Frames a second not admitted.", "short", Query(rate(m.refused, "reason"), "{{reason}}"), width=8),
         graph(
             "Dropped",
             "Frames a second admitted and not answered: the caller went, the deadline passed, or the server failed.",
             "short",
             Query(rate(m.dropped, "reason"), "{{reason}}"),
-            width=6,
+            width=8,
+        ),
+        graph(
+            "Under pressure",
+            "Frames a second that were run at a larger λ under overload, or left early so as not to miss their deadline; only "
+            "those whose callers allow it.",
+            "short",
+            Query(rate(m.degraded), "degraded"),
+            Query(rate(m.frames, where=f'{OF_POLICY},reason="deadline"'), "left before the deadline"),
+            width=8,
         ),
         drift,
         graph(
@@ -234,7 +243,7 @@ def _trouble(m: MetricFamilies) -> list[PanelBuilder]:
             "Frames in the window. The score starts when a quarter of it is full.",
             "short",
             Query(gauge(m.drift_frames, "model", "version", aggregation="max"), "{{model}} {{version}}"),
-            width=6,
+            width=12,
         ),
     ]
 
