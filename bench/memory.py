@@ -50,8 +50,10 @@ async def load(address: str, streams: int, frames: list[pb.Frame], until: float)
 
     async def caller(number: int) -> None:
         nonlocal closed, results
+        turn = number
         while time.monotonic() < until:
-            results += await run_stream(stubs[number % CHANNELS], frames, cancelled=closed % 10 == 9)
+            turn += 1
+            results += await run_stream(stubs[number % CHANNELS], frames, cancelled=turn % 10 == 0)
             closed += 1
 
     await asyncio.gather(*(caller(number) for number in range(streams)))

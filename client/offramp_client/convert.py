@@ -106,7 +106,7 @@ def config_to_wire(model: str, version: str, control: Control, ordered: bool, to
     Raises:
         InvalidRequestError: a value does not fit its field's type.
     """
-    message = pb.StreamConfig(model=model, version=version, control=control_to_wire(control), ordered=ordered)
+    message = pb.StreamConfig(model=model, version=version, control=control_to_wire(control), ordered=ordered, batch_results=True)
     message.MergeFrom(_built(lambda: pb.StreamConfig(top_k=top_k), "top_k"))
     return message
 

@@ -234,6 +234,9 @@ class ClassificationStream:
             async for response in running.call:
                 if response.HasField("result"):
                     running.inbox.put_nowait(self._answered(response.result))
+                elif response.HasField("results"):
+                    for result in response.results.results:
+                        running.inbox.put_nowait(self._answered(result))
                 elif response.HasField("status"):
                     self._take_status(response.status, running)
             running.inbox.put_nowait(self._verdict())

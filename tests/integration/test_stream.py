@@ -104,6 +104,7 @@ async def test_a_later_config_holds_from_the_next_frame_on_and_replaces_the_cont
         (config(model="other"), "config.model"),
         (config(version="1"), "config.version"),
         (config(ordered=False), "config.ordered"),
+        (pb.StreamClassifyRequest(config=pb.StreamConfig(batch_results=True)), "config.batch_results"),
     ],
 )
 async def test_a_refused_retune_leaves_the_former_control_in_force(

@@ -24,17 +24,17 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fofframp/v1/classification.proto\x12\nofframp.v1\"\xa1\x04\n\x0eRoutingControl\x12\"\n\x06policy\x18\x01 \x01(\x0e\x32\x12.offramp.v1.Policy\x12\x13\n\x06lambda\x18\x02 \x01(\x01H\x00\x88\x01\x01\x12\x16\n\tthreshold\x18\x03 \x01(\x01H\x01\x88\x01\x01\x12\x17\n\x0f\x65xit_thresholds\x18\x04 \x03(\x01\x12\x15\n\x08min_exit\x18\x05 \x01(\rH\x02\x88\x01\x01\x12\x15\n\x08max_exit\x18\x06 \x01(\rH\x03\x88\x01\x01\x12\x15\n\x08max_cost\x18\x07 \x01(\x01H\x04\x88\x01\x01\x12\x1a\n\rmax_mean_cost\x18\x08 \x01(\x01H\x05\x88\x01\x01\x12\x1e\n\x11max_accuracy_drop\x18\t \x01(\x01H\x06\x88\x01\x01\x12\x17\n\nconfidence\x18\n \x01(\x01H\x07\x88\x01\x01\x12\x1b\n\x0emax_latency_ms\x18\x0b \x01(\rH\x08\x88\x01\x01\x12\x1f\n\x12\x61llow_early_answer\x18\x0c \x01(\x08H\t\x88\x01\x01\x12\x1a\n\rallow_degrade\x18\r \x01(\x08H\n\x88\x01\x01\x42\t\n\x07_lambdaB\x0c\n\n_thresholdB\x0b\n\t_min_exitB\x0b\n\t_max_exitB\x0b\n\t_max_costB\x10\n\x0e_max_mean_costB\x14\n\x12_max_accuracy_dropB\r\n\x0b_confidenceB\x11\n\x0f_max_latency_msB\x15\n\x13_allow_early_answerB\x10\n\x0e_allow_degrade\"7\n\x08RawImage\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\x12\x0e\n\x06height\x18\x02 \x01(\r\x12\r\n\x05width\x18\x03 \x01(\r\"*\n\x0b\x46loatTensor\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\x12\r\n\x05shape\x18\x02 \x03(\r\"\xc9\x01\n\x05\x46rame\x12\x10\n\x08\x66rame_id\x18\x01 \x01(\x04\x12$\n\x04rgb8\x18\x02 \x01(\x0b\x32\x14.offramp.v1.RawImageH\x00\x12\x11\n\x07\x65ncoded\x18\x03 \x01(\x0cH\x00\x12)\n\x06tensor\x18\x04 \x01(\x0b\x32\x17.offramp.v1.FloatTensorH\x00\x12+\n\x07\x63ontrol\x18\x05 \x01(\x0b\x32\x1a.offramp.v1.RoutingControl\x12\x14\n\x0ctimestamp_us\x18\x06 \x01(\x03\x42\x07\n\x05image\"/\n\nFrameBatch\x12!\n\x06\x66rames\x18\x01 \x03(\x0b\x32\x11.offramp.v1.Frame\"\x8c\x01\n\x0cStreamConfig\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12+\n\x07\x63ontrol\x18\x03 \x01(\x0b\x32\x1a.offramp.v1.RoutingControl\x12\x14\n\x07ordered\x18\x04 \x01(\x08H\x00\x88\x01\x01\x12\r\n\x05top_k\x18\x05 \x01(\rB\n\n\x08_ordered\"b\n\x0f\x43lassifyRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12 \n\x05\x66rame\x18\x03 \x01(\x0b\x32\x11.offramp.v1.Frame\x12\r\n\x05top_k\x18\x04 \x01(\r\";\n\x10\x43lassifyResponse\x12\'\n\x06result\x18\x01 \x01(\x0b\x32\x17.offramp.v1.FrameResult\"\x9b\x01\n\x15StreamClassifyRequest\x12*\n\x06\x63onfig\x18\x01 \x01(\x0b\x32\x18.offramp.v1.StreamConfigH\x00\x12\"\n\x05\x66rame\x18\x02 \x01(\x0b\x32\x11.offramp.v1.FrameH\x00\x12\'\n\x05\x62\x61tch\x18\x03 \x01(\x0b\x32\x16.offramp.v1.FrameBatchH\x00\x42\t\n\x07request\"{\n\x16StreamClassifyResponse\x12)\n\x06result\x18\x01 \x01(\x0b\x32\x17.offramp.v1.FrameResultH\x00\x12*\n\x06status\x18\x02 \x01(\x0b\x32\x18.offramp.v1.StreamStatusH\x00\x42\n\n\x08response\"\x9a\x02\n\x0cStreamStatus\x12-\n\x05state\x18\x01 \x01(\x0e\x32\x1e.offramp.v1.StreamStatus.State\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\t\x12+\n\x07\x63ontrol\x18\x04 \x01(\x0b\x32\x1a.offramp.v1.RoutingControl\x12 \n\x05\x65rror\x18\x05 \x01(\x0b\x32\x11.offramp.v1.Error\"l\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x14\n\x10STATE_CONFIGURED\x10\x01\x12\x11\n\rSTATE_REFUSED\x10\x02\x12\x12\n\x0eSTATE_DRAINING\x10\x03\x12\x0f\n\x0bSTATE_MOVED\x10\x04\"M\n\x05\x45rror\x12\x0c\n\x04\x63ode\x18\x01 \x01(\x05\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\r\n\x05\x66ield\x18\x03 \x01(\t\x12\x16\n\x0eretry_after_ms\x18\x04 \x01(\r\"\x9a\x01\n\x0b\x46rameResult\x12\x10\n\x08\x66rame_id\x18\x01 \x01(\x04\x12\x14\n\x0ctimestamp_us\x18\x02 \x01(\x03\x12\x34\n\x0e\x63lassification\x18\x03 \x01(\x0b\x32\x1a.offramp.v1.ClassificationH\x00\x12\"\n\x05\x65rror\x18\x04 \x01(\x0b\x32\x11.offramp.v1.ErrorH\x00\x42\t\n\x07outcome\"D\n\x10\x43lassProbability\x12\r\n\x05label\x18\x01 \x01(\r\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x13\n\x0bprobability\x18\x03 \x01(\x01\"\xbc\x02\n\x0e\x43lassification\x12)\n\x03top\x18\x01 \x03(\x0b\x32\x1c.offramp.v1.ClassProbability\x12\x0c\n\x04\x65xit\x18\x02 \x01(\r\x12&\n\x06reason\x18\x03 \x01(\x0e\x32\x16.offramp.v1.ExitReason\x12\x1d\n\x15halting_probabilities\x18\x04 \x03(\x01\x12\x12\n\ncost_ratio\x18\x05 \x01(\x01\x12\x11\n\tcost_macs\x18\x06 \x01(\x04\x12\x10\n\x08queue_ms\x18\x07 \x01(\x01\x12\x12\n\ncompute_ms\x18\x08 \x01(\x01\x12\r\n\x05model\x18\t \x01(\t\x12\x0f\n\x07version\x18\n \x01(\t\x12+\n\x07\x63ontrol\x18\x0b \x01(\x0b\x32\x1a.offramp.v1.RoutingControl\x12\x10\n\x08\x64\x65graded\x18\x0c \x01(\x08*p\n\x06Policy\x12\x16\n\x12POLICY_UNSPECIFIED\x10\x00\x12\x11\n\rPOLICY_ROUTER\x10\x01\x12\x12\n\x0ePOLICY_ENTROPY\x10\x02\x12\x15\n\x11POLICY_CONFIDENCE\x10\x03\x12\x10\n\x0cPOLICY_FIXED\x10\x04*\xaa\x01\n\nExitReason\x12\x1b\n\x17\x45XIT_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x45XIT_REASON_POLICY\x10\x01\x12\x19\n\x15\x45XIT_REASON_LAST_EXIT\x10\x02\x12\x18\n\x14\x45XIT_REASON_MAX_EXIT\x10\x03\x12\x18\n\x14\x45XIT_REASON_MAX_COST\x10\x04\x12\x18\n\x14\x45XIT_REASON_DEADLINE\x10\x05\x32\xbb\x01\n\x15\x43lassificationService\x12\x45\n\x08\x43lassify\x12\x1b.offramp.v1.ClassifyRequest\x1a\x1c.offramp.v1.ClassifyResponse\x12[\n\x0eStreamClassify\x12!.offramp.v1.StreamClassifyRequest\x1a\".offramp.v1.StreamClassifyResponse(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fofframp/v1/classification.proto\x12\nofframp.v1\"\xa1\x04\n\x0eRoutingControl\x12\"\n\x06policy\x18\x01 \x01(\x0e\x32\x12.offramp.v1.Policy\x12\x13\n\x06lambda\x18\x02 \x01(\x01H\x00\x88\x01\x01\x12\x16\n\tthreshold\x18\x03 \x01(\x01H\x01\x88\x01\x01\x12\x17\n\x0f\x65xit_thresholds\x18\x04 \x03(\x01\x12\x15\n\x08min_exit\x18\x05 \x01(\rH\x02\x88\x01\x01\x12\x15\n\x08max_exit\x18\x06 \x01(\rH\x03\x88\x01\x01\x12\x15\n\x08max_cost\x18\x07 \x01(\x01H\x04\x88\x01\x01\x12\x1a\n\rmax_mean_cost\x18\x08 \x01(\x01H\x05\x88\x01\x01\x12\x1e\n\x11max_accuracy_drop\x18\t \x01(\x01H\x06\x88\x01\x01\x12\x17\n\nconfidence\x18\n \x01(\x01H\x07\x88\x01\x01\x12\x1b\n\x0emax_latency_ms\x18\x0b \x01(\rH\x08\x88\x01\x01\x12\x1f\n\x12\x61llow_early_answer\x18\x0c \x01(\x08H\t\x88\x01\x01\x12\x1a\n\rallow_degrade\x18\r \x01(\x08H\n\x88\x01\x01\x42\t\n\x07_lambdaB\x0c\n\n_thresholdB\x0b\n\t_min_exitB\x0b\n\t_max_exitB\x0b\n\t_max_costB\x10\n\x0e_max_mean_costB\x14\n\x12_max_accuracy_dropB\r\n\x0b_confidenceB\x11\n\x0f_max_latency_msB\x15\n\x13_allow_early_answerB\x10\n\x0e_allow_degrade\"7\n\x08RawImage\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\x12\x0e\n\x06height\x18\x02 \x01(\r\x12\r\n\x05width\x18\x03 \x01(\r\"*\n\x0b\x46loatTensor\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\x12\r\n\x05shape\x18\x02 \x03(\r\"\xc9\x01\n\x05\x46rame\x12\x10\n\x08\x66rame_id\x18\x01 \x01(\x04\x12$\n\x04rgb8\x18\x02 \x01(\x0b\x32\x14.offramp.v1.RawImageH\x00\x12\x11\n\x07\x65ncoded\x18\x03 \x01(\x0cH\x00\x12)\n\x06tensor\x18\x04 \x01(\x0b\x32\x17.offramp.v1.FloatTensorH\x00\x12+\n\x07\x63ontrol\x18\x05 \x01(\x0b\x32\x1a.offramp.v1.RoutingControl\x12\x14\n\x0ctimestamp_us\x18\x06 \x01(\x03\x42\x07\n\x05image\"/\n\nFrameBatch\x12!\n\x06\x66rames\x18\x01 \x03(\x0b\x32\x11.offramp.v1.Frame\"\xba\x01\n\x0cStreamConfig\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12+\n\x07\x63ontrol\x18\x03 \x01(\x0b\x32\x1a.offramp.v1.RoutingControl\x12\x14\n\x07ordered\x18\x04 \x01(\x08H\x00\x88\x01\x01\x12\r\n\x05top_k\x18\x05 \x01(\r\x12\x1a\n\rbatch_results\x18\x06 \x01(\x08H\x01\x88\x01\x01\x42\n\n\x08_orderedB\x10\n\x0e_batch_results\"b\n\x0f\x43lassifyRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12 \n\x05\x66rame\x18\x03 \x01(\x0b\x32\x11.offramp.v1.Frame\x12\r\n\x05top_k\x18\x04 \x01(\r\";\n\x10\x43lassifyResponse\x12\'\n\x06result\x18\x01 \x01(\x0b\x32\x17.offramp.v1.FrameResult\"\x9b\x01\n\x15StreamClassifyRequest\x12*\n\x06\x63onfig\x18\x01 \x01(\x0b\x32\x18.offramp.v1.StreamConfigH\x00\x12\"\n\x05\x66rame\x18\x02 \x01(\x0b\x32\x11.offramp.v1.FrameH\x00\x12\'\n\x05\x62\x61tch\x18\x03 \x01(\x0b\x32\x16.offramp.v1.FrameBatchH\x00\x42\t\n\x07request\"\xac\x01\n\x16StreamClassifyResponse\x12)\n\x06result\x18\x01 \x01(\x0b\x32\x17.offramp.v1.FrameResultH\x00\x12*\n\x06status\x18\x02 \x01(\x0b\x32\x18.offramp.v1.StreamStatusH\x00\x12/\n\x07results\x18\x03 \x01(\x0b\x32\x1c.offramp.v1.FrameResultBatchH\x00\x42\n\n\x08response\"\x9a\x02\n\x0cStreamStatus\x12-\n\x05state\x18\x01 \x01(\x0e\x32\x1e.offramp.v1.StreamStatus.State\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\t\x12+\n\x07\x63ontrol\x18\x04 \x01(\x0b\x32\x1a.offramp.v1.RoutingControl\x12 \n\x05\x65rror\x18\x05 \x01(\x0b\x32\x11.offramp.v1.Error\"l\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x14\n\x10STATE_CONFIGURED\x10\x01\x12\x11\n\rSTATE_REFUSED\x10\x02\x12\x12\n\x0eSTATE_DRAINING\x10\x03\x12\x0f\n\x0bSTATE_MOVED\x10\x04\"M\n\x05\x45rror\x12\x0c\n\x04\x63ode\x18\x01 \x01(\x05\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\r\n\x05\x66ield\x18\x03 \x01(\t\x12\x16\n\x0eretry_after_ms\x18\x04 \x01(\r\"\x9a\x01\n\x0b\x46rameResult\x12\x10\n\x08\x66rame_id\x18\x01 \x01(\x04\x12\x14\n\x0ctimestamp_us\x18\x02 \x01(\x03\x12\x34\n\x0e\x63lassification\x18\x03 \x01(\x0b\x32\x1a.offramp.v1.ClassificationH\x00\x12\"\n\x05\x65rror\x18\x04 \x01(\x0b\x32\x11.offramp.v1.ErrorH\x00\x42\t\n\x07outcome\"<\n\x10\x46rameResultBatch\x12(\n\x07results\x18\x01 \x03(\x0b\x32\x17.offramp.v1.FrameResult\"D\n\x10\x43lassProbability\x12\r\n\x05label\x18\x01 \x01(\r\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x13\n\x0bprobability\x18\x03 \x01(\x01\"\xbc\x02\n\x0e\x43lassification\x12)\n\x03top\x18\x01 \x03(\x0b\x32\x1c.offramp.v1.ClassProbability\x12\x0c\n\x04\x65xit\x18\x02 \x01(\r\x12&\n\x06reason\x18\x03 \x01(\x0e\x32\x16.offramp.v1.ExitReason\x12\x1d\n\x15halting_probabilities\x18\x04 \x03(\x01\x12\x12\n\ncost_ratio\x18\x05 \x01(\x01\x12\x11\n\tcost_macs\x18\x06 \x01(\x04\x12\x10\n\x08queue_ms\x18\x07 \x01(\x01\x12\x12\n\ncompute_ms\x18\x08 \x01(\x01\x12\r\n\x05model\x18\t \x01(\t\x12\x0f\n\x07version\x18\n \x01(\t\x12+\n\x07\x63ontrol\x18\x0b \x01(\x0b\x32\x1a.offramp.v1.RoutingControl\x12\x10\n\x08\x64\x65graded\x18\x0c \x01(\x08*p\n\x06Policy\x12\x16\n\x12POLICY_UNSPECIFIED\x10\x00\x12\x11\n\rPOLICY_ROUTER\x10\x01\x12\x12\n\x0ePOLICY_ENTROPY\x10\x02\x12\x15\n\x11POLICY_CONFIDENCE\x10\x03\x12\x10\n\x0cPOLICY_FIXED\x10\x04*\xaa\x01\n\nExitReason\x12\x1b\n\x17\x45XIT_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x45XIT_REASON_POLICY\x10\x01\x12\x19\n\x15\x45XIT_REASON_LAST_EXIT\x10\x02\x12\x18\n\x14\x45XIT_REASON_MAX_EXIT\x10\x03\x12\x18\n\x14\x45XIT_REASON_MAX_COST\x10\x04\x12\x18\n\x14\x45XIT_REASON_DEADLINE\x10\x05\x32\xbb\x01\n\x15\x43lassificationService\x12\x45\n\x08\x43lassify\x12\x1b.offramp.v1.ClassifyRequest\x1a\x1c.offramp.v1.ClassifyResponse\x12[\n\x0eStreamClassify\x12!.offramp.v1.StreamClassifyRequest\x1a\".offramp.v1.StreamClassifyResponse(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'offramp.v1.classification_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_POLICY']._serialized_start=2446
-  _globals['_POLICY']._serialized_end=2558
-  _globals['_EXITREASON']._serialized_start=2561
-  _globals['_EXITREASON']._serialized_end=2731
+  _globals['_POLICY']._serialized_start=2604
+  _globals['_POLICY']._serialized_end=2716
+  _globals['_EXITREASON']._serialized_start=2719
+  _globals['_EXITREASON']._serialized_end=2889
   _globals['_ROUTINGCONTROL']._serialized_start=48
   _globals['_ROUTINGCONTROL']._serialized_end=593
   _globals['_RAWIMAGE']._serialized_start=595
@@ -46,27 +46,29 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_FRAMEBATCH']._serialized_start=900
   _globals['_FRAMEBATCH']._serialized_end=947
   _globals['_STREAMCONFIG']._serialized_start=950
-  _globals['_STREAMCONFIG']._serialized_end=1090
-  _globals['_CLASSIFYREQUEST']._serialized_start=1092
-  _globals['_CLASSIFYREQUEST']._serialized_end=1190
-  _globals['_CLASSIFYRESPONSE']._serialized_start=1192
-  _globals['_CLASSIFYRESPONSE']._serialized_end=1251
-  _globals['_STREAMCLASSIFYREQUEST']._serialized_start=1254
-  _globals['_STREAMCLASSIFYREQUEST']._serialized_end=1409
-  _globals['_STREAMCLASSIFYRESPONSE']._serialized_start=1411
-  _globals['_STREAMCLASSIFYRESPONSE']._serialized_end=1534
-  _globals['_STREAMSTATUS']._serialized_start=1537
-  _globals['_STREAMSTATUS']._serialized_end=1819
-  _globals['_STREAMSTATUS_STATE']._serialized_start=1711
-  _globals['_STREAMSTATUS_STATE']._serialized_end=1819
-  _globals['_ERROR']._serialized_start=1821
-  _globals['_ERROR']._serialized_end=1898
-  _globals['_FRAMERESULT']._serialized_start=1901
-  _globals['_FRAMERESULT']._serialized_end=2055
-  _globals['_CLASSPROBABILITY']._serialized_start=2057
-  _globals['_CLASSPROBABILITY']._serialized_end=2125
-  _globals['_CLASSIFICATION']._serialized_start=2128
-  _globals['_CLASSIFICATION']._serialized_end=2444
-  _globals['_CLASSIFICATIONSERVICE']._serialized_start=2734
-  _globals['_CLASSIFICATIONSERVICE']._serialized_end=2921
+  _globals['_STREAMCONFIG']._serialized_end=1136
+  _globals['_CLASSIFYREQUEST']._serialized_start=1138
+  _globals['_CLASSIFYREQUEST']._serialized_end=1236
+  _globals['_CLASSIFYRESPONSE']._serialized_start=1238
+  _globals['_CLASSIFYRESPONSE']._serialized_end=1297
+  _globals['_STREAMCLASSIFYREQUEST']._serialized_start=1300
+  _globals['_STREAMCLASSIFYREQUEST']._serialized_end=1455
+  _globals['_STREAMCLASSIFYRESPONSE']._serialized_start=1458
+  _globals['_STREAMCLASSIFYRESPONSE']._serialized_end=1630
+  _globals['_STREAMSTATUS']._serialized_start=1633
+  _globals['_STREAMSTATUS']._serialized_end=1915
+  _globals['_STREAMSTATUS_STATE']._serialized_start=1807
+  _globals['_STREAMSTATUS_STATE']._serialized_end=1915
+  _globals['_ERROR']._serialized_start=1917
+  _globals['_ERROR']._serialized_end=1994
+  _globals['_FRAMERESULT']._serialized_start=1997
+  _globals['_FRAMERESULT']._serialized_end=2151
+  _globals['_FRAMERESULTBATCH']._serialized_start=2153
+  _globals['_FRAMERESULTBATCH']._serialized_end=2213
+  _globals['_CLASSPROBABILITY']._serialized_start=2215
+  _globals['_CLASSPROBABILITY']._serialized_end=2283
+  _globals['_CLASSIFICATION']._serialized_start=2286
+  _globals['_CLASSIFICATION']._serialized_end=2602
+  _globals['_CLASSIFICATIONSERVICE']._serialized_start=2892
+  _globals['_CLASSIFICATIONSERVICE']._serialized_end=3079
 # @@protoc_insertion_point(module_scope)

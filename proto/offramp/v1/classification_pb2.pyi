@@ -105,18 +105,20 @@ class FrameBatch(_message.Message):
     def __init__(self, frames: _Optional[_Iterable[_Union[Frame, _Mapping]]] = ...) -> None: ...
 
 class StreamConfig(_message.Message):
-    __slots__ = ("model", "version", "control", "ordered", "top_k")
+    __slots__ = ("model", "version", "control", "ordered", "top_k", "batch_results")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     CONTROL_FIELD_NUMBER: _ClassVar[int]
     ORDERED_FIELD_NUMBER: _ClassVar[int]
     TOP_K_FIELD_NUMBER: _ClassVar[int]
+    BATCH_RESULTS_FIELD_NUMBER: _ClassVar[int]
     model: str
     version: str
     control: RoutingControl
     ordered: bool
     top_k: int
-    def __init__(self, model: _Optional[str] = ..., version: _Optional[str] = ..., control: _Optional[_Union[RoutingControl, _Mapping]] = ..., ordered: _Optional[bool] = ..., top_k: _Optional[int] = ...) -> None: ...
+    batch_results: bool
+    def __init__(self, model: _Optional[str] = ..., version: _Optional[str] = ..., control: _Optional[_Union[RoutingControl, _Mapping]] = ..., ordered: _Optional[bool] = ..., top_k: _Optional[int] = ..., batch_results: _Optional[bool] = ...) -> None: ...
 
 class ClassifyRequest(_message.Message):
     __slots__ = ("model", "version", "frame", "top_k")
@@ -147,12 +149,14 @@ class StreamClassifyRequest(_message.Message):
     def __init__(self, config: _Optional[_Union[StreamConfig, _Mapping]] = ..., frame: _Optional[_Union[Frame, _Mapping]] = ..., batch: _Optional[_Union[FrameBatch, _Mapping]] = ...) -> None: ...
 
 class StreamClassifyResponse(_message.Message):
-    __slots__ = ("result", "status")
+    __slots__ = ("result", "status", "results")
     RESULT_FIELD_NUMBER: _ClassVar[int]
     STATUS_FIELD_NUMBER: _ClassVar[int]
+    RESULTS_FIELD_NUMBER: _ClassVar[int]
     result: FrameResult
     status: StreamStatus
-    def __init__(self, result: _Optional[_Union[FrameResult, _Mapping]] = ..., status: _Optional[_Union[StreamStatus, _Mapping]] = ...) -> None: ...
+    results: FrameResultBatch
+    def __init__(self, result: _Optional[_Union[FrameResult, _Mapping]] = ..., status: _Optional[_Union[StreamStatus, _Mapping]] = ..., results: _Optional[_Union[FrameResultBatch, _Mapping]] = ...) -> None: ...
 
 class StreamStatus(_message.Message):
     __slots__ = ("state", "model", "version", "control", "error")
@@ -203,6 +207,12 @@ class FrameResult(_message.Message):
     classification: Classification
     error: Error
     def __init__(self, frame_id: _Optional[int] = ..., timestamp_us: _Optional[int] = ..., classification: _Optional[_Union[Classification, _Mapping]] = ..., error: _Optional[_Union[Error, _Mapping]] = ...) -> None: ...
+
+class FrameResultBatch(_message.Message):
+    __slots__ = ("results",)
+    RESULTS_FIELD_NUMBER: _ClassVar[int]
+    results: _containers.RepeatedCompositeFieldContainer[FrameResult]
+    def __init__(self, results: _Optional[_Iterable[_Union[FrameResult, _Mapping]]] = ...) -> None: ...
 
 class ClassProbability(_message.Message):
     __slots__ = ("label", "name", "probability")

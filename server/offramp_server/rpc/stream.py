@@ -21,7 +21,7 @@ CLOSE_GRACE_S = 2.0
 """For the caller to close its side once it has read DRAINING: ending a call in the middle of its write would make grpc.aio
 report INTERNAL there (grpc issue 36066). What still comes in is read and dropped, so that no write stays blocked."""
 
-Outgoing = pb.StreamClassifyResponse | asyncio.Task[pb.StreamClassifyResponse]
+Outgoing = pb.StreamStatus | pb.FrameResult | asyncio.Task[pb.FrameResult]
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +58,7 @@ class ClassificationStream:
         self._requests, self._send, self._catalogue, self._images = requests, write, catalogue, images
         self._limits, self._draining, self._deadline = limits, draining, deadline
         self._window = asyncio.Semaphore(limits.window)
-        self._outbox: asyncio.Queue[Outgoing | None] = asyncio.Queue()  # bounded by the window
+        self._outbox = _Outbox()
         self._turn = asyncio.Lock()  # DRAINING comes between two messages: all taken before it, none after
 
     async def run(self) -> None:
@@ -69,6 +69,7 @@ class ClassificationStream:
         self._model: ServedModel = self._catalogue.find(config.model, config.version)
         self._version = config.version
         self._ordered = config.ordered if config.HasField("ordered") else True
+        self._batched = config.batch_results
         self._configure(config)
         self._enter(self._model)
         try:
@@ -136,7 +137,7 @@ class ClassificationStream:
             error = InvalidRequestError("batch.frames", f"has {len(batch.frames)} frames: send at most {most} in one message")
             for frame in batch.frames:
                 self._model.metrics.frame_refused("invalid")
-                await self._respond(pb.StreamClassifyResponse(result=write_failure(frame, error)))
+                await self._respond(write_failure(frame, error))
             return
         for index, frame in enumerate(batch.frames):
             await self._take(frames, frame, f"batch.frames[{index}]")
@@ -154,7 +155,7 @@ class ClassificationStream:
 
     async def _answer(
         self, model: ServedModel, frame: pb.Frame, path: str, control: ResolvedControl, top_k: int
-    ) -> pb.StreamClassifyResponse:
+    ) -> pb.FrameResult:
         try:
             result = await classify_frame(model, self._images, frame, control, top_k=top_k, deadline=self._deadline, path=path)
         except OfframpError as error:
@@ -162,10 +163,9 @@ class ClassificationStream:
         except Exception:
             logger.exception("frame %d failed", frame.frame_id)
             result = write_failure(frame, ExecutionError("the server failed on this frame"))
-        response = pb.StreamClassifyResponse(result=result)
         if not self._ordered:
-            self._outbox.put_nowait(response)
-        return response
+            self._outbox.put_nowait(result)
+        return result
 
     # --- the stream's own control -------------------------------------------------------------------------------------
 
@@ -201,7 +201,7 @@ class ClassificationStream:
         model.metrics.stream_closed()
         model.calls.leave()
 
-    def _retune(self, config: pb.StreamConfig) -> pb.StreamClassifyResponse:
+    def _retune(self, config: pb.StreamConfig) -> pb.StreamStatus:
         try:
             self._check_unchanged(config)
             self._configure(config)
@@ -217,28 +217,58 @@ class ClassificationStream:
             raise InvalidRequestError("config.version", remedy)
         if config.HasField("ordered") and config.ordered != self._ordered:
             raise InvalidRequestError("config.ordered", remedy)
+        if config.HasField("batch_results") and config.batch_results != self._batched:
+            raise InvalidRequestError("config.batch_results", remedy)
 
-    def _write_status(self, state: pb.StreamStatus.State, error: OfframpError | None = None) -> pb.StreamClassifyResponse:
-        status = pb.StreamStatus(
+    def _write_status(self, state: pb.StreamStatus.State, error: OfframpError | None = None) -> pb.StreamStatus:
+        return pb.StreamStatus(
             state=state,
             model=self._model.name,
             version=self._model.version,
             control=self._control.message,
             error=write_error(error) if error is not None else None,
         )
-        return pb.StreamClassifyResponse(status=status)
 
     # --- writing ------------------------------------------------------------------------------------------------------
 
-    async def _respond(self, response: pb.StreamClassifyResponse) -> None:
+    async def _respond(self, response: pb.StreamStatus | pb.FrameResult) -> None:
         await self._window.acquire()
         self._outbox.put_nowait(response)
 
     async def _write(self) -> None:
         while (outgoing := await self._outbox.get()) is not None:
-            await self._send(await outgoing if isinstance(outgoing, asyncio.Task) else outgoing)
-            self._window.release()
-            self._outbox.task_done()
+            first = await outgoing if isinstance(outgoing, asyncio.Task) else outgoing
+            ready = [first]
+            if self._batched and isinstance(first, pb.FrameResult):
+                while (result := self._outbox.peek_result()) is not None:
+                    self._outbox.get_nowait()
+                    ready.append(result)
+            await self._send(_wrap(ready))
+            for _ in ready:
+                self._window.release()
+                self._outbox.task_done()
+
+
+class _Outbox(asyncio.Queue[Outgoing | None]):
+    """What a stream still has to write, in order; None ends it. Bounded by the stream's window."""
+
+    def peek_result(self) -> pb.FrameResult | None:
+        """The next one, where that is a result which could be written at once."""
+        if self.empty():
+            return None
+        following: Outgoing | None = self._queue[0]  # type: ignore[attr-defined]  # documented for subclasses
+        if isinstance(following, asyncio.Task):
+            return following.result() if following.done() and not following.cancelled() else None
+        return following if isinstance(following, pb.FrameResult) else None
+
+
+def _wrap(ready: list[pb.FrameResult] | list[pb.FrameResult | pb.StreamStatus]) -> pb.StreamClassifyResponse:
+    first = ready[0]
+    if isinstance(first, pb.StreamStatus):
+        return pb.StreamClassifyResponse(status=first)
+    if len(ready) == 1:
+        return pb.StreamClassifyResponse(result=first)
+    return pb.StreamClassifyResponse(results=pb.FrameResultBatch(results=ready))  # type: ignore[arg-type]
 
 
 def _resolve(model: ServedModel, config: pb.StreamConfig) -> ResolvedControl:
