@@ -34,7 +34,6 @@ class Place:
 class Outcome:
     """What a batch came to, one element a frame."""
 
-    leaves: list[bool]
     by_policy: list[bool]
     halting: list[tuple[float, ...]]
     """σ(s_k) of the routers met in this batch: of the stage's, or of all in a run of the whole network."""
@@ -42,7 +41,7 @@ class Outcome:
     sound: list[bool]
     """Whether the class probabilities are finite."""
     places: list[Place | None]
-    """The next stage's input, of frames that go on."""
+    """The next stage's input, of frames that go on; None of those that leave."""
 
 
 def run_stage(backend: Backend, stage: int, inputs: Sequence[np.ndarray | Place], controls: Sequence[FrameControl]) -> Outcome:
@@ -68,7 +67,7 @@ def run_stage(backend: Backend, stage: int, inputs: Sequence[np.ndarray | Place]
         halting: list[tuple[float, ...]] = [()] * len(leaves)
         if result.router_output is not None:
             halting = [(value,) for value in decision.halting_N.tolist()]
-        return Outcome(leaves, decision.by_policy_N.tolist(), halting, *_readable(decision.probabilities_NC), places)
+        return Outcome(decision.by_policy_N.tolist(), halting, *_readable(decision.probabilities_NC), places)
 
 
 def run_whole(backend: Backend, images: Sequence[np.ndarray], controls: Sequence[FrameControl]) -> Outcome:
@@ -84,7 +83,7 @@ def run_whole(backend: Backend, images: Sequence[np.ndarray], controls: Sequence
             for exit, output in enumerate(router_outputs, 1)
         ]
         halting: list[tuple[float, ...]] = list(zip(*met, strict=True)) if met else [()] * count
-        return Outcome([True] * count, [False] * count, halting, *_readable(decision.probabilities_NC), [None] * count)
+        return Outcome([False] * count, halting, *_readable(decision.probabilities_NC), [None] * count)
 
 
 def warm_up(backend: Backend, max_batch: int, clock: Callable[[], float], ran: Callable[[str, int, float], None]) -> None:

@@ -7,6 +7,8 @@ from itertools import pairwise
 
 WEIGHT = 0.2
 """Of the newest measurement in a moving average: one odd batch counts little, a change is followed within some ten batches."""
+DOUBT = 0.02
+"""Part by which an estimate falls each time that it keeps frames from running."""
 WELL = 0.9
 """Share of a lane's best frames a second at which a batch counts as large enough."""
 
@@ -39,6 +41,12 @@ class Pace:
         else:
             bucket.add(size, seconds)
         self.efficient = self._find_efficient()
+
+    def doubt(self) -> None:
+        """Frames did not run because of what is expected here: expect a little less, or one slow moment would be believed for
+        ever where it keeps all frames away."""
+        for bucket in self._buckets.values():
+            bucket.seconds *= 1 - DOUBT
 
     def seconds(self, size: int) -> float:
         """Expected seconds of a batch of `size` frames; 0 while nothing has been measured.

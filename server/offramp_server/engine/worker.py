@@ -82,6 +82,16 @@ class Worker:
     # --- a turn -------------------------------------------------------------------------------------------------------
 
     def _take_turn(self) -> None:
+        try:
+            self._run_turn()
+        except Exception:  # else the engine would stand still, and nobody would know why
+            logger.exception("a turn of the engine failed")
+        with self._lock:
+            self._has_turn = not self._stopped and (bool(self._inbox) or any(lane.rows for lane in self._lanes.all))
+            if self._has_turn:
+                self._executor.submit(self._take_turn)
+
+    def _run_turn(self) -> None:
         while self._inbox:
             self._lanes.enter(self._inbox.popleft())
         lane = None if self._stopped else self._choose_lane()
@@ -91,10 +101,6 @@ class Worker:
             if rows := self._take(lane, turn):
                 self._run(lane, rows, turn)
             self._report(turn)
-        with self._lock:
-            self._has_turn = not self._stopped and (bool(self._inbox) or any(lane.rows for lane in self._lanes.all))
-            if self._has_turn:
-                self._executor.submit(self._take_turn)
 
     def _choose_lane(self) -> Lane | None:
         now, lanes = self._clock(), self._lanes.all
@@ -113,6 +119,7 @@ class Worker:
             ends = free_at if lane is chosen else free_at + self._expect(lane)
             if not any(ends > row.deadline and row.held is not None for row in lane.rows):
                 continue
+            lane.pace.doubt()
             rows, lane.rows = lane.rows, deque()
             for row in rows:
                 if ends > row.deadline and row.held is not None:

@@ -84,7 +84,7 @@ def test_a_row_is_decided_as_if_it_were_alone(backend: TorchBackend, batch: list
         np.testing.assert_allclose(together.probabilities_NC[row], alone.probabilities_NC[0], atol=1e-5)
         # a score within rounding of its threshold may fall either way
         if abs(alone.halting[0][0] - control.thresholds[0]) > 1e-4 and control.policy is not Policy.ENTROPY:
-            assert together.leaves[row] == alone.leaves[0]
+            assert (together.places[row] is None) == (alone.places[0] is None)
 
 
 def test_survivors_of_several_batches_run_as_if_they_had_stayed_together(backend: TorchBackend) -> None:
@@ -93,7 +93,7 @@ def test_survivors_of_several_batches_run_as_if_they_had_stayed_together(backend
     goes = FrameControl(Policy.FIXED, 0.0, (1.0,) * 3, 1, 1)
     first = run_stage(backend, 1, frames[:4], [stays, goes, stays, stays])
     second = run_stage(backend, 1, frames[4:], [stays] * 3)
-    assert first.leaves == [False, True, False, False]
+    assert [place is None for place in first.places] == [False, True, False, False]
     # the third of the first cohort is dropped on the way
     places = [first.places[0], first.places[3], *second.places]
     later = run_stage(backend, 2, [place for place in places if place is not None], [stays] * 5)
@@ -114,6 +114,6 @@ def test_a_run_of_the_whole_network_answers_as_its_stages_do(backend: TorchBacke
         inputs = [place for place in outcome.places if place is not None]
         if stage < 4:
             np.testing.assert_allclose([row[stage - 1] for row in whole.halting], [row[0] for row in outcome.halting], atol=1e-5)
-    assert whole.leaves == outcome.leaves == [True] * 3
+    assert whole.places == outcome.places == [None] * 3
     assert whole.by_policy == outcome.by_policy
     np.testing.assert_allclose(whole.probabilities_NC, outcome.probabilities_NC, atol=1e-5)

@@ -35,6 +35,14 @@ def test_it_follows_a_change_and_shrugs_off_one_odd_batch() -> None:
     assert pace.seconds(8) == pytest.approx(0.020, rel=0.01)
 
 
+def test_an_estimate_that_keeps_frames_away_fades() -> None:
+    pace = Pace(8)
+    pace.ran(8, 1.0)
+    for _ in range(100):
+        pace.doubt()
+    assert 0 < pace.seconds(8) < 0.2
+
+
 @pytest.mark.parametrize(
     ("fixed", "each", "efficient"),
     [(0.0, 0.001, 1), (0.001, 0.001, 8), (0.010, 0.001, 32), (1.0, 0.0, 32)],

@@ -79,6 +79,23 @@ async def test_no_early_answer_comes_before_min_exit_or_before_the_first_exit() 
             await late
 
 
+async def test_one_slow_moment_does_not_keep_frames_shallow_for_ever() -> None:
+    clock, slow_stages = Clock(), {2}
+    backend = FakeBackend()
+
+    def pass_time(lane: int | str, size: int) -> None:
+        clock.now += 50.0 if lane in slow_stages else 0.1
+
+    backend.after_run = pass_time
+    async with running(clock=clock, backend=backend) as (engine, _, _):
+        hurried = {"threshold": 1.0, "allow_early_answer": True, "max_latency_s": 3.0}
+        assert (await engine.submit(frame(**hurried))).exit == 1
+        slow_stages.clear()
+        exits = [(await engine.submit(frame(**hurried))).exit for _ in range(300)]
+        assert exits[0] == 1
+        assert exits[-1] == EXITS
+
+
 async def test_a_batch_of_another_lane_makes_nobody_late_who_has_an_answer_in_hand() -> None:
     """Two frames wait between stages while a full entry batch, preferred, would outlast the first one's deadline."""
     clock = Clock()
