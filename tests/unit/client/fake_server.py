@@ -87,6 +87,8 @@ class FakeServer:
         self.answering.set()
         self.reverse = False
         """Answer in reverse order, once the caller has sent everything."""
+        self.together = False
+        """Answer in one message, once the caller has sent everything."""
         self.refuse_config: pb.Error | None = None
         """Refuse configs in mid-stream for this reason."""
         self.frame_errors: dict[int, pb.Error] = {}
@@ -199,7 +201,7 @@ class _Classification(classification_pb2_grpc.ClassificationServiceServicer):
                 else:
                     result = classify(request.frame, in_force, top_k)
                 response = pb.StreamClassifyResponse(result=result)
-                if script.reverse:
+                if script.reverse or script.together:
                     results.append(response)
                 else:
                     outgoing.put_nowait(response)
@@ -211,6 +213,9 @@ class _Classification(classification_pb2_grpc.ClassificationServiceServicer):
                 outgoing.put_nowait(pb.StreamClassifyResponse(status=news))
                 async for _ in requests:  # like the server: ending while the client writes would cost the call its status
                     pass
+        if script.together:
+            answers = pb.FrameResultBatch(results=[response.result for response in results])
+            results = [pb.StreamClassifyResponse(results=answers)]
         for response in reversed(results):
             outgoing.put_nowait(response)
         outgoing.put_nowait(None)

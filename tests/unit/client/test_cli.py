@@ -93,6 +93,16 @@ def test_stream_and_classify_ask_for_an_outcome(address: str, folder: Path, aske
         assert {name: used[name] for name in names if used[name] is not None} == asked
 
 
+def test_stream_and_classify_say_what_may_happen_under_pressure(address: str, folder: Path) -> None:
+    options = ("--max-latency-ms", 40, "--allow-early-answer", "--allow-degrade")
+    for command in (("stream", "--frames", 1), ("classify", folder / "cat" / "0006.png")):
+        done = offramp(*command, *options, "--json", address=address)
+        assert done.exit_code == 0, done.output
+        answer = json.loads(done.stdout)
+        used = answer["classification"]["control"] if command[0] == "stream" else answer["control"]
+        assert (used["max_latency_ms"], used["allow_early_answer"], used["allow_degrade"]) == (40, True, True)
+
+
 def test_a_schedule_of_lambdas_and_an_outcome_exclude_each_other(address: str) -> None:
     done = offramp("stream", "--lambda-schedule", "0,1", "--max-mean-cost", 0.4, address=address)
     assert done.exit_code == 2

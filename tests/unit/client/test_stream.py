@@ -77,6 +77,13 @@ async def test_unordered_results_come_as_they_finish_and_keep_their_numbers(serv
     assert [result.frame_id for result in results] == [4, 3, 2, 1, 0]
 
 
+async def test_results_in_one_message_come_one_by_one(server: FakeServer, client: Client) -> None:
+    server.together = True
+    results = await collect(client.stream([IMAGE, b"rubbish", IMAGE]))
+    assert [(result.frame_id, result.error is None) for result in results] == [(0, True), (1, False), (2, True)]
+    assert server.configs[0].batch_results
+
+
 async def test_a_bad_frame_is_a_result_and_the_stream_lives_on(client: Client) -> None:
     results = await collect(client.stream([IMAGE, b"rubbish", IMAGE]))
     assert [result.error is None for result in results] == [True, False, True]
