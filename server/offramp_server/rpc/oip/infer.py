@@ -36,12 +36,13 @@ class Inference:
         except OfframpError:
             model.statistics.failed(started)
             raise
-        answers, read_at = [answer for answer, _ in answered], max(read_at for _, read_at in answered)
+        answers = [answer for answer, _ in answered]
         writing = now_ns()
         response = oip.ModelInferResponse(model_name=model.name, model_version=model.version, id=request.id)
         write_parameters(control, answers, response)
         write_outputs(response, wanted, answers, model.manifest)
-        slowest = max(answers, key=lambda answer: answer.queue_ms + answer.compute_ms)
+        # its own reading, since the device may be at the first picture while the last is being read
+        slowest, read_at = max(answered, key=lambda pair: pair[1] + (pair[0].queue_ms + pair[0].compute_ms) * 1e6)
         model.statistics.answered(started, read_at, slowest.queue_ms, slowest.compute_ms, now_ns() - writing, frames=len(answers))
         return response
 
