@@ -30,11 +30,13 @@ from offramp_server.registry import ModelRegistry
 from offramp_server.rpc.classification import ClassificationLimits
 from offramp_server.rpc.control import ModelControls, price_table_of
 from offramp_server.rpc.images import ImageReader
-from offramp_server.rpc.interceptors import current_request_id
+from offramp_server.rpc.call import current_fields
 from offramp_server.rpc.models import Catalogue, ServedModel
 from offramp_server.rpc.oip.service import ServerIdentity
-from offramp_server.rpc.server import GrpcServer
+from offramp_server.rpc.server import Doors, GrpcServer
 from offramp_server.rpc.stream import StreamLimits
+from offramp_server.security.certificates import CertificateError, ServerCertificates
+from offramp_server.security.tokens import Tokens, TokensError
 
 logger = logging.getLogger(__name__)
 
@@ -121,7 +123,8 @@ class Server:
         limits = ClassificationLimits(settings.max_streams, StreamLimits(settings.stream_window, settings.max_batch_frames))
         identity = ServerIdentity(version("offramp"), settings.model_control == "explicit")
         options = _channel_options(settings)
-        self._grpc = GrpcServer(self._catalogue, self._models, images, limits, identity, options, self._clock)
+        doors = _open_doors(settings, self._clock)
+        self._grpc = GrpcServer(self._catalogue, self._models, images, limits, identity, options, self._clock, doors)
         try:
             self.grpc_address = f"{host}:{await self._grpc.start(host, settings.grpc_port)}"
         except RuntimeError as error:
@@ -164,7 +167,7 @@ class Server:
 
 def run(settings: Settings) -> int:
     """Serve until told to stop; returns the exit code."""
-    configure_logging(settings.log_level, settings.log_format, current_request_id)
+    configure_logging(settings.log_level, settings.log_format, current_fields)
     return asyncio.run(serve(settings))
 
 
@@ -216,10 +219,26 @@ def choose_models(store: BundleStore, wanted: tuple[str, ...]) -> list[Bundle]:
     return list(bundles.values())
 
 
+def _open_doors(settings: Settings, clock: Callable[[], float]) -> Doors:
+    """Raises StartupError."""
+    certificates = tokens = None
+    try:
+        if settings.tls_cert_file is not None and settings.tls_key_file is not None:
+            certificates = ServerCertificates(settings.tls_cert_file, settings.tls_key_file, settings.tls_client_ca_file)
+        if settings.tokens_file is not None:
+            tokens = Tokens(settings.tokens_file, clock)
+    except (CertificateError, TokensError) as error:
+        raise StartupError(str(error)) from None
+    return Doors(certificates, tokens)
+
+
 def _channel_options(settings: Settings) -> list[tuple[str, int]]:
     options = [
         ("grpc.so_reuseport", 0),  # else a second server on a taken port would silently get half of its calls
         ("grpc.max_receive_message_length", settings.max_message_bytes),
+        # gRPC refuses at random between these two, and always beyond the second: both the same, so that the bound is one
+        ("grpc.max_metadata_size", settings.max_metadata_bytes),
+        ("grpc.absolute_max_metadata_size", settings.max_metadata_bytes),
         ("grpc.keepalive_time_ms", round(settings.keepalive_time_s * 1000)),
         ("grpc.keepalive_timeout_ms", round(settings.keepalive_timeout_s * 1000)),
         ("grpc.keepalive_permit_without_calls", 1),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import ipaddress
 import os
 import re
 from collections.abc import Sequence
@@ -11,7 +12,16 @@ from pathlib import Path
 from tomllib import TOMLDecodeError
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, ValidationError, field_validator
+from pydantic import (
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 from pydantic.fields import FieldInfo
 from pydantic_settings import (
     BaseSettings,
@@ -54,6 +64,19 @@ class Settings(BaseSettings):
     host: str = Field("127.0.0.1", min_length=1, description="address to listen on, for gRPC and HTTP alike")
     grpc_port: Port = Field(50051, description="port for gRPC; 0 takes a free one")
     http_port: Port = Field(9464, description="port for /metrics, /livez and /readyz; 0 takes a free one")
+    insecure: bool = Field(
+        False, description="serve gRPC in the clear on an address that others can reach; without TLS nothing but loopback else"
+    )
+    tls_cert_file: Path | None = Field(
+        None, description="PEM file with the server's certificate and those between it and its authority; makes gRPC speak TLS"
+    )
+    tls_key_file: Path | None = Field(None, description="PEM file with the certificate's private key, without a passphrase")
+    tls_client_ca_file: Path | None = Field(
+        None, description="PEM file with authorities: every client must then show a certificate that one of them has signed"
+    )
+    tokens_file: Path | None = Field(
+        None, description="TOML file with the clients that are served, by their tokens, and what each may do; none serves anybody"
+    )
     ready_file: Path | None = Field(None, description="file to write once frames are taken: the bound addresses as JSON")
 
     store: Path = Field(default_factory=default_store, description="folder of model bundles, <name>/<version>/")
@@ -100,6 +123,7 @@ class Settings(BaseSettings):
     )
 
     max_message_bytes: PositiveInt = Field(16 * 1024 * 1024, description="bytes of one received message")
+    max_metadata_bytes: PositiveInt = Field(16 * 1024, description="bytes of one call's metadata, each entry counting 32 more")
     max_image_pixels: PositiveInt = Field(16_777_216, description="pixels of one picture, read from its header before decoding")
     max_batch_frames: PositiveInt = Field(256, description="frames in one FrameBatch message")
     decode_threads: PositiveInt = Field(2, description="threads that decode and resize pictures")
@@ -116,6 +140,9 @@ class Settings(BaseSettings):
 
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least severity to log")
     log_format: Literal["text", "json"] = Field("text", description="form of a log line")
+    tracing: bool = Field(
+        False, description="send OpenTelemetry spans of calls, frames and stages, as the OTEL_ variables say; needs offramp[otel]"
+    )
 
     @field_validator("models", "allow_factory", mode="before")
     @classmethod
@@ -140,6 +167,28 @@ class Settings(BaseSettings):
                 raise ValueError(f"{factory!r} is not PACKAGE.MODULE:FUNCTION")
         return value
 
+    @model_validator(mode="after")
+    def _open_no_door_unasked(self) -> Settings:
+        if (self.tls_cert_file is None) != (self.tls_key_file is None):
+            raise ValueError("tls_cert_file and tls_key_file belong together: give both")
+        if self.tls_client_ca_file is not None and self.tls_cert_file is None:
+            raise ValueError("tls_client_ca_file needs TLS: give tls_cert_file and tls_key_file too")
+        if self.insecure and self.tls_cert_file is not None:
+            raise ValueError("insecure contradicts tls_cert_file: leave one of them out")
+        if is_loopback(self.host):
+            return self
+        if not self.insecure and self.tls_cert_file is None:
+            raise ValueError(
+                f"host: others can reach {self.host}, and without TLS what they send could be read on the way: "
+                "give --tls-cert-file and --tls-key-file, or ask for it in the clear with --insecure"
+            )
+        if self.model_control == "explicit" and self.tokens_file is None:
+            raise ValueError(
+                f"model_control: explicit would let anybody who reaches {self.host} load and unload models: "
+                "give --tokens-file, where clients with the scope admin may"
+            )
+        return self
+
     @classmethod
     def settings_customise_sources(
         cls,
@@ -154,6 +203,14 @@ class Settings(BaseSettings):
         if path is None:
             return init_settings, env_settings
         return init_settings, env_settings, TomlConfigSettingsSource(settings_cls, Path(path))
+
+
+def is_loopback(host: str) -> bool:
+    """Whether an address is of this machine alone; a name other than localhost is taken for one that is not."""
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 def load_settings(arguments: Sequence[str]) -> Settings:
@@ -184,12 +241,11 @@ def build_parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     for name, field in Settings.model_fields.items():
-        parser.add_argument(
-            f"--{name.replace('_', '-')}",
-            dest=name,
-            metavar=_metavar(name),
-            help=f"{field.description} (default: {_default(field)})",
-        )
+        flag, text = f"--{name.replace('_', '-')}", f"{field.description} (default: {_default(field)})"
+        if field.annotation is bool:  # given alone it means yes
+            parser.add_argument(flag, dest=name, nargs="?", const="true", metavar="BOOL", help=text)
+        else:
+            parser.add_argument(flag, dest=name, metavar=_metavar(name), help=text)
     return parser
 
 
@@ -209,7 +265,9 @@ def _default(field: FieldInfo) -> str:
 
 
 def _describe(location: tuple[int | str, ...], message: str, value: object) -> str:
-    name = str(location[0]) if location else "settings"
+    if not location:  # several settings together; the message names them
+        return message.removeprefix("Value error, ")
+    name = str(location[0])
     if name not in Settings.model_fields:
         return f"{name}: there is no such setting"
     shown = repr(value)

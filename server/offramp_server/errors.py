@@ -8,6 +8,8 @@ OfframpError
 ├── OverloadedError          too much in flight; try again after a while
 ├── DeadlineError            the deadline passed before the frame ran
 ├── UnavailableError         draining, or no model ready
+├── UnauthenticatedError     credentials are missing or wrong
+├── PermissionDeniedError    the credentials do not cover the call
 └── ExecutionError           a fault of ours; its message holds nothing but that
 """
 
@@ -52,6 +54,14 @@ class DeadlineError(OfframpError):
 
 class UnavailableError(OfframpError):
     """The server is draining, or no model is ready."""
+
+
+class UnauthenticatedError(OfframpError):
+    """Credentials are missing or wrong; the message says nothing of what was sent."""
+
+
+class PermissionDeniedError(OfframpError):
+    """The caller is known and may not do this."""
 
 
 class ExecutionError(OfframpError):

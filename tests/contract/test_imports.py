@@ -22,7 +22,15 @@ ALLOWED = {
     "server/offramp_server/errors.py": set(),
     "server/offramp_server/engine": {"offramp_server.errors", "offramp_model.routing"},
     "server/offramp_server/backends": {"offramp_server.engine.types", "offramp_model"},
-    "server/offramp_server/rpc": {"offramp_server.engine", "offramp_server.errors", "offramp", "inference", "offramp_model"},
+    "server/offramp_server/rpc": {
+        "offramp_server.engine",
+        "offramp_server.errors",
+        "offramp_server.security",
+        "offramp",
+        "inference",
+        "offramp_model",
+    },
+    "server/offramp_server/security": {"offramp_server.config", "offramp_server.errors"},
     "server/offramp_server/ops": {"offramp_server.config", "offramp_server.engine.types", "offramp_model.drift"},
 }
 
@@ -32,6 +40,7 @@ FORBIDDEN = {
     "client/offramp_client": {"torch", "pydantic", "prometheus_client"},
     "server/offramp_server/engine": {"grpc", "google", "prometheus_client", "uvicorn", "pydantic"},
     "server/offramp_server/backends": {"grpc", "google", "prometheus_client"},
+    "server/offramp_server/security": {"google", "prometheus_client", "torch"},
     "training/offramp_training": {"grpc", "google"},
 }
 

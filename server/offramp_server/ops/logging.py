@@ -1,58 +1,64 @@
-"""Logs: the standard library's records, one line each, as text or as JSON."""
+"""Logs: the standard library's records, formatted by structlog, one line each, for people or as JSON."""
 
 from __future__ import annotations
 
-import json
 import logging
 import sys
-from collections.abc import Callable, Mapping
-from datetime import UTC, datetime
-from typing import Any
+from collections.abc import Callable, Mapping, MutableMapping
+from typing import Any, Literal, TextIO
 
-STANDARD_FIELDS = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
+from structlog.dev import ConsoleRenderer, plain_traceback
+from structlog.processors import EventRenamer, JSONRenderer, TimeStamper, format_exc_info
+from structlog.stdlib import ExtraAdder, ProcessorFormatter, add_log_level, add_logger_name
+
+Entry = MutableMapping[str, Any]
 
 
-def configure_logging(level: str, form: str, find_request_id: Callable[[], str]) -> None:
-    """Send every record of the process to standard error. `form` is `text` or `json`; an empty request id is left out."""
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(JsonFormatter() if form == "json" else TextFormatter())
+def configure_logging(
+    level: str, form: Literal["text", "json"], find_fields: Callable[[], Mapping[str, str]], stream: TextIO | None = None
+) -> None:
+    """Send every record of the process to `stream`, standard error where none is given.
 
-    def add_request_id(record: logging.LogRecord) -> bool:
-        if request_id := find_request_id():
-            record.request_id = request_id
-        return True
+    A line has the record's own fields (`extra`), and those that `find_fields` gives where it is written: a call's request id,
+    client and trace.
+    """
+    stream = stream or sys.stderr
 
-    handler.addFilter(add_request_id)
+    def add_fields(_: object, __: str, entry: Entry) -> Entry:
+        for name, value in find_fields().items():
+            entry.setdefault(name, value)
+        return entry
+
+    collect = [TimeStamper(fmt="iso", utc=True, key="time"), add_log_level, add_logger_name, ExtraAdder(), add_fields]
+    render: list[Any]
+    if form == "json":
+        render = [format_exc_info, EventRenamer("message"), JSONRenderer(ensure_ascii=False)]
+    else:
+        # pads nothing, and no record makes two lines: what callers send can't pretend to be a record of its own
+        console = ConsoleRenderer(
+            colors=stream.isatty(),
+            pad_event_to=0,
+            pad_level=False,
+            sort_keys=False,
+            timestamp_key="time",
+            exception_formatter=plain_traceback,
+        )
+        render = [_escape_fields, console, _join_lines]
+    formatter = ProcessorFormatter(
+        foreign_pre_chain=collect, processors=[ProcessorFormatter.remove_processors_meta, *render], logger=None
+    )
+    handler = logging.StreamHandler(stream)
+    handler.setFormatter(formatter)
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
 
 
-class TextFormatter(logging.Formatter):
-    """Time, level, logger, message, then the record's own fields as key=value."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        """One line."""
-        fields = " ".join(f"{key}={value}" for key, value in _own_fields(record).items())
-        line = f"{_time(record)} {record.levelname:<7} {record.name}: {record.getMessage()} {fields}".rstrip()
-        if record.exc_info:
-            line += "\n" + self.formatException(record.exc_info)
-        return line.replace("\\", "\\\\").replace("\r", "\\r").replace("\n", "\\n")
+def _escape_fields(_: object, __: str, entry: Entry) -> Entry:
+    """What a terminal would act on, escaped; JSON has escapes of its own."""
+    for name, value in entry.items():
+        if isinstance(value, str) and not value.isprintable():
+            entry[name] = "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in value)
+    return entry
 
 
-class JsonFormatter(logging.Formatter):
-    """The same as one JSON object."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        """One line."""
-        entry = {"time": _time(record), "level": record.levelname.lower(), "logger": record.name, "message": record.getMessage()}
-        entry |= _own_fields(record)
-        if record.exc_info:
-            entry["exception"] = self.formatException(record.exc_info)
-        return json.dumps(entry, default=str, ensure_ascii=False)
-
-
-def _time(record: logging.LogRecord) -> str:
-    return datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
-
-
-def _own_fields(record: logging.LogRecord) -> Mapping[str, Any]:
-    return {key: value for key, value in vars(record).items() if key not in STANDARD_FIELDS}
+def _join_lines(_: object, __: str, line: str) -> str:
+    return line.replace("\r", "\\r").replace("\n", "\\n")

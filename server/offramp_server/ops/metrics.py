@@ -24,7 +24,7 @@ MODEL = ("model", "version")
 EXIT_REASONS = ("policy", "last_exit", "max_exit", "max_cost", "deadline")
 SCORING_POLICIES = ("router", "entropy", "confidence")
 POLICIES = (*SCORING_POLICIES, "fixed")
-REFUSALS = ("invalid", "overloaded", "not_ready", "closed")
+REFUSALS = ("invalid", "overloaded", "limited", "not_ready", "closed")
 DROPS = ("cancelled", "expired", "failed")
 
 
@@ -160,7 +160,7 @@ class ModelMetrics:
                 self._drift.observe(frame.control, answer.exit, confidence)
 
     def frame_refused(self, reason: str) -> None:
-        """A frame was not admitted: `invalid`, `overloaded`, `not_ready` or `closed`."""
+        """A frame was not admitted: `invalid`, `overloaded`, `limited`, `not_ready` or `closed`."""
         self._refused[reason].inc()
 
     def frame_dropped(self, reason: str) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 import numpy as np
 
 from offramp.v1 import classification_pb2 as pb
@@ -9,12 +11,15 @@ from offramp.v1 import model_pb2
 from offramp_model.outcomes import Frontier
 from offramp_model.routing import Policy
 from offramp_server.engine.types import Answer, Frame
-from offramp_server.errors import InvalidRequestError, OfframpError, OverloadedError
+from offramp_server.errors import ExecutionError, InvalidRequestError, OfframpError, OverloadedError
+from offramp_server.rpc.call import current_call
 from offramp_server.rpc.control import ResolvedControl
 from offramp_server.rpc.images import ImageReader
 from offramp_server.rpc.models import ServedModel
 from offramp_server.rpc.statistics import now_ns
 from offramp_server.rpc.status import write_error
+
+logger = logging.getLogger(__name__)
 
 
 async def classify_frame(
@@ -35,12 +40,15 @@ async def classify_frame(
     try:
         control = resolve(model, base, frame.control, f"{path}.control") if frame.HasField("control") else base
         answer, read_at = await run_frame(model, images, frame, control, deadline, path)
-    except OfframpError:
+    except OfframpError as error:
         model.statistics.failed(started)
+        current_call().frames_failed(model, started, error)
         raise
     answered = now_ns()
     classification = write_classification(model, control, answer, top_k)
-    model.statistics.answered(started, read_at, answer.queue_ms, answer.compute_ms, now_ns() - answered)
+    ended = now_ns()
+    model.statistics.answered(started, read_at, answer.queue_ms, answer.compute_ms, ended - answered)
+    current_call().frames_answered(model, started, read_at, answered, ended, (answer,))
     return pb.FrameResult(frame_id=frame.frame_id, timestamp_us=frame.timestamp_us, classification=classification)
 
 
@@ -57,20 +65,37 @@ async def run_frame(
     model: ServedModel, images: ImageReader, frame: pb.Frame, control: ResolvedControl, deadline: float | None, path: str
 ) -> tuple[Answer, int]:
     """A frame's answer, and when its picture had been read, of `now_ns`. Raises the OfframpError that kept it from one."""
+    call = current_call()
     try:
-        image = await images.read(frame, model.manifest.network.input_size, path)
+        call.enter_frame()
+    except OfframpError:
+        model.metrics.frame_refused("limited")
+        raise
+    try:
+        image = await _read_image(model, images, frame, path)
+        read_at = now_ns()
+        return await model.engine.submit(Frame(image, control.frame_control, deadline)), read_at
+    except ExecutionError as error:  # the engine, whose batches are of many calls, knows no request ids
+        logger.error("a frame failed: %s", error, extra={"model": model.name, "version": model.version})
+        raise
+    finally:
+        call.leave_frame()
+
+
+async def _read_image(model: ServedModel, images: ImageReader, frame: pb.Frame, path: str) -> np.ndarray:
+    try:
+        return await images.read(frame, model.manifest.network.input_size, path)
     except InvalidRequestError:
         model.metrics.frame_refused("invalid")
         raise
     except OverloadedError:
         model.metrics.frame_refused("overloaded")
         raise
-    read_at = now_ns()
-    return await model.engine.submit(Frame(image, control.frame_control, deadline)), read_at
 
 
 def write_failure(frame: pb.Frame, error: OfframpError) -> pb.FrameResult:
-    """The answer to a frame that was not classified."""
+    """The answer to a frame that was not classified; the call counts it."""
+    current_call().error_sent(error)
     return pb.FrameResult(frame_id=frame.frame_id, timestamp_us=frame.timestamp_us, error=write_error(error))
 
 

@@ -1,12 +1,12 @@
-"""What every call of ours passes through: a request id, the error map, and a count of calls that are open."""
+"""What every call of ours passes through: who calls, a request id, the error map, the line in the log, a count of open calls."""
 
 from __future__ import annotations
 
 import logging
 import re
+import time
 import uuid
-from collections.abc import Awaitable, Callable
-from contextvars import ContextVar
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 import grpc
@@ -14,34 +14,32 @@ import grpc.aio
 from grpc_status import rpc_status
 
 from offramp_server.errors import ExecutionError, OfframpError
+from offramp_server.rpc.access import Access
+from offramp_server.rpc.call import Call, Tracing
 from offramp_server.rpc.calls import OpenCalls
-from offramp_server.rpc.status import write_status
+from offramp_server.rpc.status import find_code, write_status
 
 logger = logging.getLogger(__name__)
 
 REQUEST_ID_HEADER = "x-request-id"
 REQUEST_ID_PATTERN = re.compile(r"[!-~]{1,128}")  # what may stand in a header and on one line of a log
 
-_request_id: ContextVar[str] = ContextVar("request_id", default="")
-
-Handler = Callable[[Any, grpc.aio.ServicerContext[Any, Any]], Awaitable[Any]]
-
-
-def current_request_id() -> str:
-    """The id of the call that is being served, empty outside a call."""
-    return _request_id.get()
+Metadata = Sequence[tuple[str, str | bytes]]
+Context = grpc.aio.ServicerContext[Any, Any]
+Handler = Callable[[Any, Context], Awaitable[Any]]
 
 
 class CallInterceptor(grpc.aio.ServerInterceptor):
-    """Gives every call an id (the caller's, or a new one), which goes back in the trailing metadata and into every log line.
+    """Knows who calls, and gives every call an id (the caller's, or a new one), for the trailing metadata, log and trace alike.
 
-    Errors become the status that rpc/status.py says; what is no OfframpError is logged and becomes INTERNAL, without a word
-    of it on the wire. Health and reflection pass untouched.
+    Callers who may not call are refused before anything of what they send is read. Errors become the status that
+    rpc/status.py says; what is no OfframpError is logged and becomes INTERNAL, without a word of it on the wire. A stream
+    leaves a line with its totals in the log; so does any other call at level debug. Health and reflection pass untouched.
     """
 
-    def __init__(self, services: frozenset[str], open_calls: OpenCalls) -> None:
+    def __init__(self, services: frozenset[str], open_calls: OpenCalls, access: Access, tracing: Tracing | None) -> None:
         """`services` are the full names of those to wrap."""
-        self._services, self._open_calls = services, open_calls
+        self._services, self._open_calls, self._access, self._tracing = services, open_calls, access, tracing
 
     async def intercept_service(
         self,
@@ -50,44 +48,102 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
     ) -> grpc.RpcMethodHandler[Any, Any] | None:
         """Wrap the handler of a call."""
         handler = await continuation(handler_call_details)
-        if handler is None or handler_call_details.method.split("/")[1] not in self._services:
+        method: str = handler_call_details.method
+        if handler is None or method.split("/")[1] not in self._services:
             return handler
+        metadata = tuple(handler_call_details.invocation_metadata or ())
+        request_id = _take_request_id(metadata)
+        try:
+            caller = self._access.admit(method, metadata)
+        except OfframpError as error:
+            # a handler of streams whatever the method is: it ends the call without reading a request
+            return grpc.stream_stream_rpc_method_handler(_refuse(method, request_id, error))
+        call = Call(method, request_id, caller)
         make: Callable[..., grpc.RpcMethodHandler[Any, Any]]
         behaviour: Any  # the stubs know the synchronous kind alone
         if handler.stream_stream is not None:
-            make, behaviour = grpc.stream_stream_rpc_method_handler, handler.stream_stream
+            make, behaviour, serve = grpc.stream_stream_rpc_method_handler, handler.stream_stream, self._serve_stream
         else:
-            make, behaviour = grpc.unary_unary_rpc_method_handler, handler.unary_unary
-        return make(self._wrap(behaviour), handler.request_deserializer, handler.response_serializer)
+            make, behaviour, serve = grpc.unary_unary_rpc_method_handler, handler.unary_unary, self._serve
 
-    def _wrap(self, behaviour: Handler) -> Handler:
-        async def serve(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
-            request_id = _take_request_id(context)
-            _request_id.set(request_id)  # each call is a task of its own, so nothing needs resetting
+        def deserialize(data: bytes) -> Any:
+            call.received_bytes += len(data)
+            return handler.request_deserializer(data)
+
+        def serialize(message: Any) -> bytes:
+            data: bytes = handler.response_serializer(message)
+            call.sent_bytes += len(data)
+            return data
+
+        async def answer(request: Any, context: Context) -> Any:
+            call.client = caller.name or _certificate_name(context)
+            if self._tracing is not None:
+                call.trace = self._tracing.begin(method, metadata, request_id, call.client)
+            call.enter()  # each call is a task of its own, so nothing needs resetting
             context.set_trailing_metadata(((REQUEST_ID_HEADER, request_id),))
+            return await serve(behaviour, call, request, context)
+
+        return make(answer, deserialize, serialize)
+
+    async def _serve_stream(self, behaviour: Handler, call: Call, request: Any, context: Context) -> None:
+        async def limited(request: Any, context: Context) -> None:
+            call.caller.enter_stream()
+            try:
+                await behaviour(request, context)
+            finally:
+                call.caller.leave_stream()
+
+        await self._serve(limited, call, request, context, logging.INFO)
+
+    async def _serve(self, behaviour: Handler, call: Call, request: Any, context: Context, level: int = logging.DEBUG) -> Any:
+        started, code = time.monotonic(), "CANCELLED"
+        try:
             with self._open_calls:
-                try:
-                    return await behaviour(request, context)
-                except grpc.aio.AbortError:
-                    raise
-                except OfframpError as error:
-                    await _abort(context, error, request_id)
-                except Exception:
-                    logger.exception("a call failed")
-                    await _abort(
-                        context, ExecutionError(f"the server failed; its log has the reason under {request_id}"), request_id
-                    )
+                response = await behaviour(request, context)
+            code = "OK"
+            return response
+        except grpc.aio.AbortError:
+            raise
+        except OfframpError as error:
+            code = find_code(error).name
+            await _abort(context, error, call.request_id)
+        except Exception:
+            code = "INTERNAL"
+            logger.exception("a call failed")
+            fault = ExecutionError(f"the server failed; its log has the reason under {call.request_id}")
+            await _abort(context, fault, call.request_id)
+        finally:
+            if call.trace is not None:
+                call.trace.end(code)
+            if logger.isEnabledFor(level):
+                seconds = round(time.monotonic() - started, 6)
+                fields = {"method": call.method, "code": code, "seconds": seconds, "peer": context.peer(), **call.totals()}
+                logger.log(level, "call ended", extra=fields)
 
-        return serve
+
+def _refuse(method: str, request_id: str, error: OfframpError) -> Handler:
+    async def refuse(_: Any, context: Context) -> None:
+        fields = {"method": method, "code": find_code(error).name, "peer": context.peer(), "request_id": request_id}
+        logger.info("call refused: %s", error, extra=fields)
+        await _abort(context, error, request_id)
+
+    return refuse
 
 
-def _take_request_id(context: grpc.aio.ServicerContext[Any, Any]) -> str:
-    for key, value in context.invocation_metadata() or ():
+def _take_request_id(metadata: Metadata) -> str:
+    for key, value in metadata:
         if key == REQUEST_ID_HEADER and isinstance(value, str) and REQUEST_ID_PATTERN.fullmatch(value):
             return value
     return uuid.uuid4().hex
 
 
-async def _abort(context: grpc.aio.ServicerContext[Any, Any], error: OfframpError, request_id: str) -> None:
+def _certificate_name(context: Context) -> str:
+    """The common name of the certificate that a caller has shown, which mutual TLS has checked; else empty."""
+    for name in context.auth_context().get("x509_common_name", ()):
+        return name.decode(errors="replace")[:64]
+    return ""
+
+
+async def _abort(context: Context, error: OfframpError, request_id: str) -> None:
     status = rpc_status.to_status(write_status(error))
     await context.abort(status.code, status.details, (*status.trailing_metadata, (REQUEST_ID_HEADER, request_id)))

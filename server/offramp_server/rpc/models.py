@@ -51,7 +51,7 @@ class CallMetrics(Protocol):
         ...
 
     def frame_refused(self, reason: str) -> None:
-        """A frame was refused before it reached the engine: `invalid` or `overloaded`."""
+        """A frame was refused before it reached the engine: `invalid`, `overloaded`, or `limited` by what its client may."""
         ...
 
     def model_retired(self) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import grpc.aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
@@ -12,6 +13,8 @@ from grpc_reflection.v1alpha import reflection
 
 from inference import grpc_service_pb2, grpc_service_pb2_grpc
 from offramp.v1 import classification_pb2, classification_pb2_grpc, model_pb2, model_pb2_grpc
+from offramp_server.rpc.access import Access
+from offramp_server.rpc.call import Tracing
 from offramp_server.rpc.calls import OpenCalls, StreamSlots
 from offramp_server.rpc.classification import ClassificationLimits, ClassificationServicer
 from offramp_server.rpc.images import ImageReader
@@ -20,6 +23,8 @@ from offramp_server.rpc.model_service import ModelServicer
 from offramp_server.rpc.models import Catalogue
 from offramp_server.rpc.oip.service import InferenceServicer, ServerIdentity
 from offramp_server.rpc.repository import ModelRepository
+from offramp_server.security.certificates import ServerCertificates
+from offramp_server.security.tokens import Tokens
 
 logger = logging.getLogger(__name__)
 
@@ -31,6 +36,17 @@ SERVICES = (
     model_pb2.DESCRIPTOR.services_by_name["ModelService"].full_name,
     grpc_service_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name,
 )
+
+
+@dataclass(frozen=True, slots=True)
+class Doors:
+    """How callers come in."""
+
+    certificates: ServerCertificates | None = None
+    """For TLS; None talks in the clear."""
+    tokens: Tokens | None = None
+    """Who is let in; None lets everybody in."""
+    tracing: Tracing | None = None
 
 
 class GrpcServer:
@@ -45,15 +61,16 @@ class GrpcServer:
         identity: ServerIdentity,
         options: Sequence[tuple[str, int]],
         clock: Callable[[], float],
+        doors: Doors,
     ) -> None:
         """`options` are gRPC channel arguments; `clock` is the engines', in seconds."""
-        self._catalogue = catalogue
+        self._catalogue, self._certificates = catalogue, doors.certificates
         self.is_ready = False
         """Whether frames are taken; what the health service says, too."""
         self._draining = asyncio.Event()
         self._open_calls = OpenCalls()
         self._health = health.aio.HealthServicer()
-        interceptor = CallInterceptor(frozenset(SERVICES), self._open_calls)
+        interceptor = CallInterceptor(frozenset(SERVICES), self._open_calls, Access(doors.tokens), doors.tracing)
         self._server = grpc.aio.server(interceptors=[interceptor], options=options)
         streams = StreamSlots(limits.max_streams)
         classify = ClassificationServicer(catalogue, images, limits.stream, streams, self._draining, clock)
@@ -69,7 +86,11 @@ class GrpcServer:
     async def start(self, host: str, port: int) -> int:
         """Listen, port 0 meaning a free one, NOT_SERVING; returns the port. Raises RuntimeError."""
         await self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
-        bound = self._server.add_insecure_port(f"{host}:{port}")
+        address = f"{host}:{port}"
+        if self._certificates is None:
+            bound = self._server.add_insecure_port(address)
+        else:
+            bound = self._server.add_secure_port(address, self._certificates.credentials())
         await self._server.start()
         return bound
 

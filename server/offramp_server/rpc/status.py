@@ -15,6 +15,8 @@ from offramp_server.errors import (
     ModelNotFoundError,
     OfframpError,
     OverloadedError,
+    PermissionDeniedError,
+    UnauthenticatedError,
     UnavailableError,
     UnsupportedError,
 )
@@ -27,6 +29,8 @@ CODES: dict[type[OfframpError], grpc.StatusCode] = {
     OverloadedError: grpc.StatusCode.RESOURCE_EXHAUSTED,
     DeadlineError: grpc.StatusCode.DEADLINE_EXCEEDED,
     UnavailableError: grpc.StatusCode.UNAVAILABLE,
+    UnauthenticatedError: grpc.StatusCode.UNAUTHENTICATED,
+    PermissionDeniedError: grpc.StatusCode.PERMISSION_DENIED,
     ExecutionError: grpc.StatusCode.INTERNAL,
 }
 

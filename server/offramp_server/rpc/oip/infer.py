@@ -9,6 +9,7 @@ from inference import grpc_service_pb2 as oip
 from offramp.v1 import classification_pb2 as pb
 from offramp_server.engine.types import Answer
 from offramp_server.errors import InvalidRequestError, OfframpError
+from offramp_server.rpc.call import current_call
 from offramp_server.rpc.control import ResolvedControl
 from offramp_server.rpc.convert import resolve, run_frame
 from offramp_server.rpc.images import ImageReader
@@ -33,8 +34,9 @@ class Inference:
             parameters, frames, wanted = self._read(model, request)
             control = resolve(model, model.controls.default, parameters.control, PATH)
             answered = await self._run_frames(model, frames, control, parameters.tighten(deadline, self._clock))
-        except OfframpError:
+        except OfframpError as error:
             model.statistics.failed(started)
+            current_call().frames_failed(model, started, error)
             raise
         answers = [answer for answer, _ in answered]
         writing = now_ns()
@@ -43,7 +45,9 @@ class Inference:
         write_outputs(response, wanted, answers, model.manifest)
         # its own reading, since the device may be at the first picture while the last is being read
         slowest, read_at = max(answered, key=lambda pair: pair[1] + (pair[0].queue_ms + pair[0].compute_ms) * 1e6)
-        model.statistics.answered(started, read_at, slowest.queue_ms, slowest.compute_ms, now_ns() - writing, frames=len(answers))
+        ended = now_ns()
+        model.statistics.answered(started, read_at, slowest.queue_ms, slowest.compute_ms, ended - writing, frames=len(answers))
+        current_call().frames_answered(model, started, read_at, writing, ended, answers)
         return response
 
     def _read(

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 
 from inference import grpc_service_pb2 as oip
 from offramp_server.errors import ExecutionError, OfframpError, UnavailableError
+from offramp_server.rpc.call import current_call
 from offramp_server.rpc.models import LATEST, Catalogue, ServedModel
 from offramp_server.rpc.oip.infer import Inference
 from offramp_server.rpc.oip.parameters import FINAL
@@ -128,6 +129,7 @@ class InferenceStream:
             if isinstance(outcome, OfframpError):
                 if self._errors_end_it:
                     raise outcome
+                current_call().error_sent(outcome)
                 await self._send(write_failure(id, outcome))
             else:
                 outcome.parameters[FINAL].bool_param = True

@@ -1,14 +1,17 @@
-"""Logs: one line a record, with the request id and the record's own fields."""
+"""Logs: one line a record, with the call's fields and the record's own."""
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 from collections.abc import Iterator
 
 import pytest
 
-from offramp_server.ops.logging import JsonFormatter, TextFormatter, configure_logging
+from offramp_server.ops.logging import configure_logging
+
+HOSTILE = "two\nlines\r\x1b[31m"
 
 
 @pytest.fixture(autouse=True)
@@ -20,37 +23,48 @@ def _restore_root() -> Iterator[None]:
     root.setLevel(level)
 
 
-def record(message: str, error: Exception | None = None, **fields: object) -> logging.LogRecord:
-    exc_info = (type(error), error, None) if error else None
-    made = logging.LogRecord("offramp.test", logging.WARNING, __file__, 1, message, (), exc_info)
-    vars(made).update(fields)
-    return made
-
-
-@pytest.mark.parametrize("formatter", [TextFormatter(), JsonFormatter()])
-def test_a_record_is_one_line_whatever_it_holds(formatter: logging.Formatter) -> None:
-    line = formatter.format(record("two\nlines\r", ValueError("three\nlines"), detail="a\nb"))
-    assert "\n" not in line
+@pytest.mark.parametrize("form", ["text", "json"])
+def test_a_record_is_one_line_whatever_it_holds(form: str) -> None:
+    out = io.StringIO()
+    configure_logging("info", form, lambda: {"client": HOSTILE}, out)  # type: ignore[arg-type]
+    try:
+        raise ValueError("three\nlines")
+    except ValueError:
+        logging.getLogger("offramp.test").exception("a fault: %s", HOSTILE, extra={"detail": HOSTILE})
+    line, rest = out.getvalue().split("\n", 1)
+    assert rest == ""
     assert "\r" not in line
+    assert "\x1b" not in line
     assert "three" in line
+    assert "Traceback" in line
 
 
-def test_text_ends_with_the_records_own_fields() -> None:
-    line = TextFormatter().format(record("serving", grpc="localhost:1", models="m:1"))
-    assert line.endswith("WARNING offramp.test: serving grpc=localhost:1 models=m:1")
+def test_text_has_the_message_and_the_records_own_fields() -> None:
+    out = io.StringIO()
+    configure_logging("info", "text", dict, out)
+    logging.getLogger("offramp.test").warning("serving", extra={"grpc": "localhost:1", "models": "m:1"})
+    line = out.getvalue()
+    for word in ("[warning]", "serving", "[offramp.test]", "grpc=localhost:1", "models=m:1"):
+        assert word in line
 
 
 def test_json_holds_the_records_own_fields() -> None:
-    entry = json.loads(JsonFormatter().format(record("serving", in_flight=3)))
-    assert (entry["level"], entry["logger"], entry["message"], entry["in_flight"]) == ("warning", "offramp.test", "serving", 3)
+    out = io.StringIO()
+    configure_logging("info", "json", dict, out)
+    logging.getLogger("offramp.test").warning("serving at λ = %d", 2, extra={"in_flight": 3, "exits": {"1": 2}})
+    entry = json.loads(out.getvalue())
+    assert (entry["level"], entry["logger"], entry["message"]) == ("warning", "offramp.test", "serving at λ = 2")
+    assert (entry["in_flight"], entry["exits"]) == (3, {"1": 2})
 
 
-def test_the_request_id_and_the_level_hold_for_every_logger(capsys: pytest.CaptureFixture[str]) -> None:
-    ids = iter(["abc", ""])
-    configure_logging("info", "json", lambda: next(ids))
+def test_the_calls_fields_and_the_level_hold_for_every_logger(capsys: pytest.CaptureFixture[str]) -> None:
+    fields = iter([{"request_id": "abc"}, {}, {"request_id": "abc"}])
+    configure_logging("info", "json", lambda: next(fields))
     logging.getLogger("anything").debug("too quiet")
     logging.getLogger("anything").info("within a call")
     logging.getLogger("anything").info("outside")
-    within, outside = (json.loads(line) for line in capsys.readouterr().err.splitlines())
+    logging.getLogger("anything").info("of another", extra={"request_id": "own"})
+    within, outside, own = (json.loads(line) for line in capsys.readouterr().err.splitlines())
     assert within["request_id"] == "abc"
     assert "request_id" not in outside
+    assert own["request_id"] == "own"
