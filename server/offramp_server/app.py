@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
 from types import TracebackType
+from typing import Protocol
 
 import torch
 from prometheus_client import CollectorRegistry
@@ -27,10 +28,10 @@ from offramp_server.ops.http import HttpServer, make_app
 from offramp_server.ops.logging import configure_logging
 from offramp_server.ops.metrics import MetricFamilies, ModelMetrics, register_process_metrics
 from offramp_server.registry import ModelRegistry
+from offramp_server.rpc.call import Tracing, current_fields
 from offramp_server.rpc.classification import ClassificationLimits
 from offramp_server.rpc.control import ModelControls, price_table_of
 from offramp_server.rpc.images import ImageReader
-from offramp_server.rpc.call import current_fields
 from offramp_server.rpc.models import Catalogue, ServedModel
 from offramp_server.rpc.oip.service import ServerIdentity
 from offramp_server.rpc.server import Doors, GrpcServer
@@ -39,6 +40,14 @@ from offramp_server.security.certificates import CertificateError, ServerCertifi
 from offramp_server.security.tokens import Tokens, TokensError
 
 logger = logging.getLogger(__name__)
+
+
+class CloseableTracing(Tracing, Protocol):
+    """Tracing that the server closes when it stops."""
+
+    def close(self) -> None:
+        """Send what has not been sent; may block."""
+        ...
 
 
 class StartupError(Exception):
@@ -53,9 +62,10 @@ class Server:
         settings: Settings,
         load_backend: Callable[[Bundle, str], Backend] | None = None,
         clock: Callable[[], float] = time.monotonic,
+        tracing: CloseableTracing | None = None,
     ) -> None:
         """`load_backend` takes a bundle and the device setting, in place of choosing by the settings; `clock` gives the seconds
-        that deadlines are measured in.
+        that deadlines are measured in; `tracing` is in place of what the setting says.
         """
         self._settings, self._load_backend, self._clock = settings, load_backend or self._choose_backend, clock
         self._registry = CollectorRegistry()
@@ -63,6 +73,7 @@ class Server:
         self._families: MetricFamilies | None = None
         self._http = HttpServer(make_app(self._registry, lambda: self._grpc is not None and self._grpc.is_ready))
         self._grpc: GrpcServer | None = None
+        self._tracing = tracing
         # one thread for the device: engines take turns there, and none of them blocks the loop
         self._device = ThreadPoolExecutor(1, "device", _limit_threads, (settings.torch_threads,))
         self._decoders = ThreadPoolExecutor(settings.decode_threads, "decode")
@@ -108,6 +119,8 @@ class Server:
             await self._grpc.stop(self._settings.drain_timeout_s)
         await self._models.close()
         await self._http.stop()
+        if self._tracing is not None:
+            await asyncio.to_thread(self._tracing.close)  # sends what is left, to a collector that may be slow
         for executor in (self._device, self._decoders, self._loader):
             executor.shutdown(wait=False, cancel_futures=True)
         logger.info("stopped")
@@ -123,7 +136,9 @@ class Server:
         limits = ClassificationLimits(settings.max_streams, StreamLimits(settings.stream_window, settings.max_batch_frames))
         identity = ServerIdentity(version("offramp"), settings.model_control == "explicit")
         options = _channel_options(settings)
-        doors = _open_doors(settings, self._clock)
+        if settings.tracing and self._tracing is None:
+            self._tracing = _load_tracing()
+        doors = _open_doors(settings, self._clock, self._tracing)
         self._grpc = GrpcServer(self._catalogue, self._models, images, limits, identity, options, self._clock, doors)
         try:
             self.grpc_address = f"{host}:{await self._grpc.start(host, settings.grpc_port)}"
@@ -219,7 +234,16 @@ def choose_models(store: BundleStore, wanted: tuple[str, ...]) -> list[Bundle]:
     return list(bundles.values())
 
 
-def _open_doors(settings: Settings, clock: Callable[[], float]) -> Doors:
+def _load_tracing() -> CloseableTracing:
+    """Raises StartupError."""
+    try:
+        from offramp_server.ops.tracing import OpenTelemetry  # only here: who does not trace need not have it
+    except ImportError as error:
+        raise StartupError(f"tracing: needs an optional package, pip install 'offramp[otel]' ({error})") from None
+    return OpenTelemetry(version("offramp"))
+
+
+def _open_doors(settings: Settings, clock: Callable[[], float], tracing: Tracing | None) -> Doors:
     """Raises StartupError."""
     certificates = tokens = None
     try:
@@ -229,7 +253,7 @@ def _open_doors(settings: Settings, clock: Callable[[], float]) -> Doors:
             tokens = Tokens(settings.tokens_file, clock)
     except (CertificateError, TokensError) as error:
         raise StartupError(str(error)) from None
-    return Doors(certificates, tokens)
+    return Doors(certificates, tokens, tracing)
 
 
 def _channel_options(settings: Settings) -> list[tuple[str, int]]:

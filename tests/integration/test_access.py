@@ -314,7 +314,7 @@ async def test_neither_tokens_nor_metadata_are_ever_logged(settings: Settings, t
             await Classify(channel).StreamClassify(metadata=metadata).code()
         broken = Classify(channel).StreamClassify(iter([send(frame())]), metadata=bearer(GATE, header))
         assert await broken.code() is grpc.StatusCode.INVALID_ARGUMENT
-        tokens_file.write_text(f"{GATE} = [")
+        write(tokens_file, f"{GATE} = [")
         await Classify(channel).Classify(pb.ClassifyRequest(frame=frame()), metadata=bearer(GATE, header))
     text = log.text
     assert "call refused" in text

@@ -12,7 +12,7 @@ import numpy as np
 from offramp_model.routing import ExitReason
 from offramp_server.engine.execution import Place
 from offramp_server.engine.pace import Pace
-from offramp_server.engine.types import Answer, Frame, FrameControl
+from offramp_server.engine.types import Answer, Frame, FrameControl, StageTime
 
 WHOLE = "whole"
 """Name of the lane whose batches run every stage at once."""
@@ -31,6 +31,7 @@ class Row:
     deadline: float = math.inf
     queue_seconds: float = 0.0
     compute_seconds: float = 0.0
+    stages: tuple[StageTime, ...] = ()
     halting: tuple[float, ...] = ()
     exit: int = 0
     """The exit that it has reached; 0 before the first."""
@@ -46,6 +47,7 @@ class Row:
             halting=self.halting,
             queue_ms=self.queue_seconds * 1000,
             compute_ms=self.compute_seconds * 1000,
+            stages=self.stages,
             lambda_=self.control.lambda_,
             degraded=self.control is not self.frame.control,
         )

@@ -48,6 +48,15 @@ class Frame:
 
 
 @dataclass(frozen=True, slots=True)
+class StageTime:
+    """What one stage took of a frame's time; a stage begins when the one before it ends."""
+
+    name: str
+    queue_ms: float
+    compute_ms: float
+
+
+@dataclass(frozen=True, slots=True)
 class Answer:
     """What a frame shows and where it left the network."""
 
@@ -63,6 +72,8 @@ class Answer:
     """The λ used."""
     degraded: bool = False
     """Whether overload had raised it above the control's own."""
+    stages: tuple[StageTime, ...] = ()
+    """The same by stage, in the order in which they ran."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from offramp_server.engine import execution
 from offramp_server.engine.execution import Outcome
 from offramp_server.engine.lanes import WHOLE, Lane, Lanes, Row
 from offramp_server.engine.scheduler import LaneState, Strategy
-from offramp_server.engine.types import Answer, Backend, EngineLimits
+from offramp_server.engine.types import Answer, Backend, EngineLimits, StageTime
 from offramp_server.errors import DeadlineError, ExecutionError
 
 logger = logging.getLogger(__name__)
@@ -164,6 +164,7 @@ class Worker:
         for index, row in enumerate(rows):
             row.queue_seconds += turn.waits[index]
             row.compute_seconds += turn.seconds
+            row.stages += (StageTime(lane.name, turn.waits[index] * 1000, turn.seconds * 1000),)
             row.halting += outcome.halting[index]
         self._release(rows, self._backend.exits if lane.name == WHOLE else lane.stage, outcome, ended, turn)
 

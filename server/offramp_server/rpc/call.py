@@ -23,12 +23,15 @@ class CallTrace(Protocol):
     """In hex, for the log."""
 
     def frames_answered(
-        self, model: ServedModel, started: int, read: int, answered: int, ended: int, answers: Sequence[Answer]
+        self, model: tuple[str, str], started: int, answers: Sequence[tuple[Answer, int]], answered: int, ended: int
     ) -> None:
-        """Frames that came together were read, answered by the engine, and their answer was written."""
+        """Frames came together, were read, each at its time, and answered, and their answer was written.
+
+        `model` is its name and version.
+        """
         ...
 
-    def frames_failed(self, model: ServedModel, started: int, error: OfframpError) -> None:
+    def frames_failed(self, model: tuple[str, str], started: int, error: Exception) -> None:
         """Frames that came together were refused, or failed."""
         ...
 
@@ -40,10 +43,11 @@ class CallTrace(Protocol):
 class Tracing(Protocol):
     """Begins traces."""
 
-    def begin(
-        self, method: str, metadata: Sequence[tuple[str, str | bytes]], request_id: str, client: str
-    ) -> CallTrace | None:
-        """A call of `/package.Service/Name` begins; it goes on with the trace that its metadata names. None where it is not sampled."""
+    def begin(self, method: str, metadata: Sequence[tuple[str, str | bytes]], request_id: str, client: str) -> CallTrace | None:
+        """A call of `/package.Service/Name` begins, and goes on with the trace that its metadata names.
+
+        None where it is not sampled.
+        """
         ...
 
 
@@ -78,19 +82,19 @@ class Call:
         self.caller.leave_frame()
 
     def frames_answered(
-        self, model: ServedModel, started: int, read: int, answered: int, ended: int, answers: Sequence[Answer]
+        self, model: ServedModel, started: int, answers: Sequence[tuple[Answer, int]], answered: int, ended: int
     ) -> None:
         """Frames that came together were answered; see CallTrace."""
         self.models[f"{model.name}:{model.version}"] = None
-        for answer in answers:
+        for answer, _ in answers:
             self.exits[answer.exit] += 1
         if self.trace is not None:
-            self.trace.frames_answered(model, started, read, answered, ended, answers)
+            self.trace.frames_answered((model.name, model.version), started, answers, answered, ended)
 
     def frames_failed(self, model: ServedModel, started: int, error: OfframpError) -> None:
         """Frames that came together were not; see CallTrace."""
         if self.trace is not None:
-            self.trace.frames_failed(model, started, error)
+            self.trace.frames_failed((model.name, model.version), started, error)
 
     def error_sent(self, error: OfframpError) -> None:
         """An error went to the caller inside the stream."""

@@ -48,7 +48,7 @@ async def classify_frame(
     classification = write_classification(model, control, answer, top_k)
     ended = now_ns()
     model.statistics.answered(started, read_at, answer.queue_ms, answer.compute_ms, ended - answered)
-    current_call().frames_answered(model, started, read_at, answered, ended, (answer,))
+    current_call().frames_answered(model, started, ((answer, read_at),), answered, ended)
     return pb.FrameResult(frame_id=frame.frame_id, timestamp_us=frame.timestamp_us, classification=classification)
 
 

@@ -1,1 +1,1 @@
-"""Who may connect, what they may do, and how much of it: certificates, tokens, limits a client. Knows neither models nor protobuf."""
+"""Who may connect, what they may do, and how much of it: certificates, tokens, limits a client."""

@@ -1,4 +1,4 @@
-"""The server's certificate, its key, and the authority whose clients it takes: checked when read, and read again when they change."""
+"""The server's certificate, its key, and the authority whose clients it takes: checked, and read again when they change."""
 
 from __future__ import annotations
 

@@ -126,7 +126,7 @@ class TokenCaller(Caller):
 
 
 class Tokens:
-    """Knows callers by their tokens. The file is read again when it has changed; one that can't be used leaves the former in force."""
+    """Knows callers by their tokens. A changed file is read again; one that can't be used leaves the former in force."""
 
     def __init__(self, path: Path, clock: Callable[[], float]) -> None:
         """`clock` gives seconds, for limits. Raises TokensError."""

@@ -47,7 +47,7 @@ class Inference:
         slowest, read_at = max(answered, key=lambda pair: pair[1] + (pair[0].queue_ms + pair[0].compute_ms) * 1e6)
         ended = now_ns()
         model.statistics.answered(started, read_at, slowest.queue_ms, slowest.compute_ms, ended - writing, frames=len(answers))
-        current_call().frames_answered(model, started, read_at, writing, ended, answers)
+        current_call().frames_answered(model, started, answered, writing, ended)
         return response
 
     def _read(

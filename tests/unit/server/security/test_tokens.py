@@ -52,7 +52,16 @@ def test_a_client_is_known_by_its_token_and_may_do_what_its_scopes_say(tokens: T
 
 @pytest.mark.parametrize(
     "headers",
-    [[], ["Bearer"], [SECRET], [f"Basic {SECRET}"], bearer("wrong-token"), bearer(SECRET) * 2, bearer(f"{SECRET} x"), bearer("τ")],
+    [
+        [],
+        ["Bearer"],
+        [SECRET],
+        [f"Basic {SECRET}"],
+        bearer("wrong-token"),
+        bearer(SECRET) * 2,
+        bearer(f"{SECRET} x"),
+        bearer("τ"),
+    ],
 )
 def test_what_is_no_token_of_ours_is_refused_without_a_word_of_it(tokens: Tokens, headers: list[str]) -> None:
     with pytest.raises(UnauthenticatedError) as caught:
