@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import AsyncIterator
+from itertools import pairwise
 
 import grpc.aio
 import pytest
@@ -85,7 +86,7 @@ async def test_a_call_goes_on_with_its_callers_trace_down_to_each_stage(
         parts = children(spans, span)
         assert [part.name for part in parts] == ["admission", *(f"stage {n}" for n in range(1, depth + 1)), "answer"]
         assert [part.start_time for part in parts] == sorted(part.start_time or 0 for part in parts)
-        for before, after in zip(parts[:-2], parts[1:-1], strict=True):
+        for before, after in pairwise(parts[:-1]):
             assert before.end_time == after.start_time, "a stage begins when the one before it ends"
         assert all((span.start_time or 0) <= (part.start_time or 0) <= (part.end_time or 0) for part in parts)
         assert parts[-1].end_time == span.end_time
@@ -129,7 +130,7 @@ async def test_a_long_stream_makes_no_endless_trace(
     assert root.attributes["offramp.frames"] == 4
 
 
-async def test_off_means_not_even_imported() -> None:
+def test_off_means_not_even_imported() -> None:
     code = "import sys, offramp_server.app; print([name for name in sys.modules if name.startswith('opentelemetry')])"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"
