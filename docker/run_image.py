@@ -75,7 +75,11 @@ def run(*command: str) -> None:
 def check(image: Image) -> None:
     """Start the server as the image does, wait until it is healthy, use it, and tell it to stop."""
     assert [tool for tool in BUILD_TOOLS if image.find(tool)] == []
-    server = image.start(*image.config["Entrypoint"], *(image.config.get("Cmd") or ()))
+    refused = image.start(*image.config["Entrypoint"], stderr=subprocess.PIPE)
+    _, said = refused.communicate(timeout=START_TIMEOUT_S)
+    assert refused.returncode == 2, f"the image serves in the clear without being asked to: {said}"
+    assert "--insecure" in said, said
+    server = image.start(*image.config["Entrypoint"], *(image.config.get("Cmd") or ()), "--insecure")
     health = image.config["Healthcheck"]["Test"]
     assert health[0] == "CMD"
     deadline = time.monotonic() + START_TIMEOUT_S

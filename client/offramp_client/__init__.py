@@ -2,6 +2,7 @@
 
 from offramp_client.client import Client
 from offramp_client.errors import (
+    CredentialsError,
     DeadlineExceededError,
     InvalidRequestError,
     MissingExtraError,
@@ -17,6 +18,7 @@ from offramp_client.errors import (
     UnavailableError,
 )
 from offramp_client.streaming import ClassificationStream
+from offramp_client.tls import Tls
 from offramp_client.types import (
     Classification,
     ClassProbability,
@@ -41,6 +43,7 @@ __all__ = [
     "ClassificationStream",
     "Client",
     "Control",
+    "CredentialsError",
     "DeadlineExceededError",
     "Exit",
     "ExitReason",
@@ -64,6 +67,7 @@ __all__ = [
     "ServerFaultError",
     "SourceError",
     "StreamClosedError",
+    "Tls",
     "UnauthenticatedError",
     "UnavailableError",
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import weakref
 from collections.abc import Awaitable, Sequence
 from types import TracebackType
@@ -14,9 +15,12 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc  # type: ignore[import-un
 
 from offramp.v1 import classification_pb2_grpc, model_pb2, model_pb2_grpc
 from offramp_client import convert
-from offramp_client.errors import DeadlineExceededError, RequestError, UnavailableError
+from offramp_client.errors import CredentialsError, DeadlineExceededError, RequestError, UnavailableError
 from offramp_client.streaming import Call, ClassificationStream, Frames, StreamOptions
+from offramp_client.tls import Tls
 from offramp_client.types import Classification, Control, ControlFields, Frame, Health, Image, Model, ModelSummary
+
+VISIBLE = re.compile(r"[!-~]+")
 
 
 class Client:
@@ -35,7 +39,8 @@ class Client:
         address: str,
         *,
         timeout_s: float = 30.0,
-        credentials: grpc.ChannelCredentials | None = None,
+        tls: Tls | None = None,
+        token: str = "",
         metadata: Sequence[tuple[str, str]] = (),
     ) -> None:
         """Name a server.
@@ -43,11 +48,17 @@ class Client:
         Args:
             address: `host:port`, or any other gRPC target.
             timeout_s: limit of every call but a stream.
-            credentials: for TLS; None talks in the clear.
-            metadata: sent with every call, such as an authorization header.
+            tls: whom to trust and what to show; None talks in the clear. `Tls()` trusts the public authorities.
+            token: sent with every call, for a server that asks who is there. Without TLS it travels in the clear.
+            metadata: sent with every call, such as a trace's `traceparent`.
+
+        Raises:
+            CredentialsError: a file of `tls` or the token is of no use.
         """
         self.address = address
-        self._timeout_s, self._credentials, self._metadata = timeout_s, credentials, tuple(metadata)
+        self._timeout_s, self._metadata = timeout_s, (*metadata, *_bearer(token))
+        self._credentials = tls.credentials() if tls is not None else None
+        self._options = [("grpc.ssl_target_name_override", tls.authority)] if tls is not None and tls.authority else []
         self._connected: _Stubs | None = None
         self._streams: weakref.WeakSet[ClassificationStream] = weakref.WeakSet()
 
@@ -198,7 +209,7 @@ class Client:
             if self._credentials is None:
                 channel = aio.insecure_channel(self.address)
             else:
-                channel = aio.secure_channel(self.address, self._credentials)
+                channel = aio.secure_channel(self.address, self._credentials, self._options)
             self._connected = _Stubs(channel)
         return self._connected
 
@@ -211,6 +222,14 @@ class _Stubs:
         self.classification: Any = classification_pb2_grpc.ClassificationServiceStub(channel)  # type: ignore[no-untyped-call]
         self.models: Any = model_pb2_grpc.ModelServiceStub(channel)  # type: ignore[no-untyped-call]
         self.health: Any = health_pb2_grpc.HealthStub(channel)
+
+
+def _bearer(token: str) -> tuple[tuple[str, str], ...]:
+    if not token:
+        return ()
+    if not VISIBLE.fullmatch(token):
+        raise CredentialsError("the token holds blanks, line ends or letters beyond ASCII: give it as it was made")
+    return (("authorization", f"Bearer {token}"),)
 
 
 async def _answer(call: Awaitable[Any]) -> Any:

@@ -11,6 +11,7 @@ OfframpClientError
 │   ├── PermissionDeniedError    the credentials do not cover this call
 │   └── ServerFaultError         a fault of the server's, or an answer outside the contract
 ├── StreamClosedError        the stream takes nothing more
+├── CredentialsError         a certificate, key or token is of no use
 └── SourceError              frames cannot be read
     └── MissingExtraError        an optional package is not installed; the message says how to install it
 """
@@ -73,6 +74,10 @@ class ServerFaultError(RequestError):
 
 class StreamClosedError(OfframpClientError):
     """The stream takes nothing more: it ended, was closed, or has sent its last frame."""
+
+
+class CredentialsError(OfframpClientError):
+    """A certificate, key or token of one's own is of no use; the message never holds a token."""
 
 
 class SourceError(OfframpClientError):

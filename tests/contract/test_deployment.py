@@ -16,7 +16,7 @@ import typer
 import yaml
 
 from offramp_client.cli import app
-from offramp_server.config import Settings, load_settings
+from offramp_server.config import ConfigError, Settings, load_settings
 
 ROOT = Path(__file__).parents[2]
 DOCKER = ROOT / "docker"
@@ -64,7 +64,9 @@ def test_the_image_sets_what_the_server_knows(monkeypatch: pytest.MonkeyPatch, t
     assert {name.removeprefix("OFFRAMP_").lower() for name in ours} <= set(Settings.model_fields)
     for name, value in ours.items():
         monkeypatch.setenv(name, value)
-    settings = load_settings([])
+    with pytest.raises(ConfigError, match="--insecure"):  # the image does not ask for it by itself
+        load_settings([])
+    settings = load_settings(["--insecure"])
     assert (settings.host, settings.store, settings.device) == ("0.0.0.0", Path("/models"), "cpu")
 
 
@@ -129,7 +131,8 @@ def test_compose_gives_grafana_and_prometheus_what_they_look_for(compose: dict[s
     assert {int(port.split(":")[-1]) for port in compose["server"]["ports"]} == PORTS
 
 
-def test_compose_listens_on_this_machine_alone(compose: dict[str, Any]) -> None:
+def test_compose_asks_to_speak_in_the_clear_and_listens_on_this_machine_alone(compose: dict[str, Any]) -> None:
+    assert load_settings(["--host", "0.0.0.0", *compose["server"]["command"]]).insecure
     assert all(port.startswith("127.0.0.1:") for service in compose.values() for port in service.get("ports", ()))
 
 
@@ -168,7 +171,7 @@ def test_a_misspelt_manifest_would_not_pass() -> None:
 def test_pods_get_arguments_that_the_server_takes_and_time_to_drain() -> None:
     pod = manifest("Deployment")["spec"]["template"]["spec"]
     (server,) = pod["containers"]
-    settings = load_settings(server["args"])
+    settings = load_settings(["--host", "0.0.0.0", *server["args"]])
     (pause,) = (int(word) for word in server["lifecycle"]["preStop"]["exec"]["command"] if word.isdecimal())
     assert pod["terminationGracePeriodSeconds"] > pause + settings.drain_timeout_s
     assert str(settings.torch_threads) == server["resources"]["limits"]["cpu"]

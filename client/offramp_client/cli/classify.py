@@ -12,15 +12,17 @@ from rich import box
 from rich.table import Table
 
 from offramp_client.cli import options
+from offramp_client.cli.access import Access, with_access
 from offramp_client.cli.outcome import console, fail, run
-from offramp_client.client import Client
 from offramp_client.errors import InvalidRequestError, SourceError
 from offramp_client.sources import read_image
 from offramp_client.types import Classification, Control
 from offramp_client.views import control_text
 
 
+@with_access
 def classify(
+    access: Access,
     files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Images.", show_default=False)],
     address: options.Address = options.DEFAULT_ADDRESS,
     model: options.ModelName = "",
@@ -47,7 +49,7 @@ def classify(
     answers: list[tuple[Path, Classification]] = []
 
     async def work() -> None:
-        async with Client(address) as client:
+        async with access.client(address) as client:
             for file in files:
                 try:
                     shown = await client.classify(read_image(file), model=model, version=version, control=control, top_k=top_k)

@@ -9,9 +9,9 @@ import typer
 from rich import box
 from rich.table import Table
 
+from offramp_client.cli.access import Access, with_access
 from offramp_client.cli.options import DEFAULT_ADDRESS, Address, ModelName, Version
 from offramp_client.cli.outcome import console, run
-from offramp_client.client import Client
 from offramp_client.types import Frontier, FrontierPoint, Health, Model, ModelSummary
 from offramp_client.views import control_text
 
@@ -19,11 +19,12 @@ FRONTIER_ROWS = 10
 """Rows that still read as a table; a frontier may have a hundred λ."""
 
 
-def models(address: Address = DEFAULT_ADDRESS) -> None:
+@with_access
+def models(access: Access, address: Address = DEFAULT_ADDRESS) -> None:
     """List the models that the server has loaded."""
 
     async def work() -> list[ModelSummary]:
-        async with Client(address) as client:
+        async with access.client(address) as client:
             return await client.models()
 
     table = Table("model", "version", "default", "exits", "classes", "frames classified", box=box.SIMPLE_HEAD)
@@ -34,7 +35,9 @@ def models(address: Address = DEFAULT_ADDRESS) -> None:
     console().print(table)
 
 
+@with_access
 def points(
+    access: Access,
     address: Address = DEFAULT_ADDRESS,
     model: ModelName = "",
     version: Version = "",
@@ -46,7 +49,7 @@ def points(
     """
 
     async def work() -> Model:
-        async with Client(address) as client:
+        async with access.client(address) as client:
             return await client.model(model, version)
 
     described = run(work())
@@ -100,7 +103,9 @@ def _table(first: str, others: Iterable[str], title: str) -> Table:
     return table
 
 
+@with_access
 def health(
+    access: Access,
     address: Address = DEFAULT_ADDRESS,
     service: Annotated[str, typer.Option(help="A service, such as offramp.v1.ClassificationService.")] = "",
     wait: Annotated[float, typer.Option(min=0, metavar="SECONDS", help="Wait so long for the server to serve.")] = 0,
@@ -108,7 +113,7 @@ def health(
     """Say whether the server answers requests; the exit code is 0 where it does, and 1 where not."""
 
     async def work() -> Health:
-        async with Client(address) as client:
+        async with access.client(address) as client:
             if wait:
                 await client.wait_until_serving(wait)
             return await client.health(service)

@@ -9,8 +9,8 @@ from typing import Annotated
 import typer
 
 from offramp_client.cli import options
+from offramp_client.cli.access import Access, with_access
 from offramp_client.cli.outcome import console, fail, run
-from offramp_client.client import Client
 from offramp_client.live import LiveView
 from offramp_client.sources import SourceFrame, open_source
 from offramp_client.streaming import ClassificationStream
@@ -22,7 +22,9 @@ WATCHABLE_FPS = 15.0
 """Rate of the demo where somebody watches it live and gave no rate."""
 
 
+@with_access
 def stream(
+    access: Access,
     source: Annotated[str, typer.Argument(help="demo, camera, camera:N, a folder of images, an image or a video file.")] = "demo",
     address: options.Address = options.DEFAULT_ADDRESS,
     model: options.ModelName = "",
@@ -67,7 +69,7 @@ def stream(
 
     async def work() -> None:
         nonlocal described
-        async with Client(address) as client:
+        async with access.client(address) as client:
             described = await client.model(model, version)
             feed = _Feed(open_source(source, seed), frames, fps, schedule, every)
             running = client.stream(

@@ -16,8 +16,8 @@ from rich.table import Table
 
 from offramp_client import sweep as measuring
 from offramp_client.cli import options
+from offramp_client.cli.access import Access, with_access
 from offramp_client.cli.outcome import console, run
-from offramp_client.client import Client
 from offramp_client.plot import plotter
 from offramp_client.sources import labelled_images
 from offramp_client.sweep import SweepPoint
@@ -25,7 +25,9 @@ from offramp_client.types import Control, ControlFields
 from offramp_client.views import control_text
 
 
+@with_access
 def sweep(
+    access: Access,
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Labelled images: <class>/<image>.", show_default=False)],
     address: options.Address = options.DEFAULT_ADDRESS,
     model: options.ModelName = "",
@@ -59,7 +61,7 @@ def sweep(
         images = labelled_images(folder)
         if limit is not None and limit < len(images):
             images = [images[i * len(images) // limit] for i in range(limit)]
-        async with Client(address) as client:
+        async with access.client(address) as client:
             described = await client.model(model, version)
             with _progress() as progress:
                 task = progress.add_task("frames", total=len(images) * len(controls))
