@@ -1,4 +1,4 @@
-# The server with its embedded bundle, run by its own user; the root filesystem may be read-only.
+# The server with its embedded bundle, run by its own user; the root filesystem may be read-only. It starts with TLS, or with --insecure.
 #
 #   docker build --file docker/server.Dockerfile --tag offramp-server .
 #
@@ -21,7 +21,7 @@ COPY model_store/offramp_model model_store/offramp_model
 COPY server server
 COPY client client
 RUN if [ "${VARIANT}" = cpu ] && [ -n "${CPU_INDEX}" ]; then export PIP_EXTRA_INDEX_URL="${CPU_INDEX}"; fi \
-    && /opt/tools/bin/pip --python /opt/offramp/bin/python install --no-cache-dir --constraint constraints.txt '.[server]' \
+    && /opt/tools/bin/pip --python /opt/offramp/bin/python install --no-cache-dir --constraint constraints.txt '.[server,otel]' \
     && if [ "${VARIANT}" = cuda ]; then \
          /opt/offramp/bin/python -c 'import torch; assert torch.version.cuda, "pip took a torch that has no CUDA"'; \
        fi

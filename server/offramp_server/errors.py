@@ -15,9 +15,15 @@ OfframpError
 
 from __future__ import annotations
 
+MAX_CHARACTERS = 500
+"""Of a message: it may quote what was sent, and travels in a header."""
+
 
 class OfframpError(Exception):
-    """Base of every error that may reach a caller; its message is safe to send."""
+    """Base of every error that may reach a caller; its message is safe to send, and short enough."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(_shorten(message))
 
 
 class InvalidRequestError(OfframpError):
@@ -25,7 +31,7 @@ class InvalidRequestError(OfframpError):
 
     def __init__(self, field: str, message: str) -> None:
         super().__init__(f"{field}: {message}")
-        self.field, self.reason = field, message
+        self.field, self.reason = _shorten(field), _shorten(message)
 
 
 class ModelNotFoundError(OfframpError):
@@ -66,3 +72,7 @@ class PermissionDeniedError(OfframpError):
 
 class ExecutionError(OfframpError):
     """The network could not be run on a frame; the log has the reason."""
+
+
+def _shorten(text: str) -> str:
+    return text if len(text) <= MAX_CHARACTERS else text[: MAX_CHARACTERS - 1] + "…"

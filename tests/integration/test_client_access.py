@@ -82,9 +82,7 @@ async def test_the_library_shows_its_certificate_and_its_token(server: Server, g
                 await client.classify(PICTURE)
 
 
-async def test_a_certificate_names_its_client(
-    settings: Settings, guarded: Guarded
-) -> None:
+async def test_a_certificate_names_its_client(settings: Settings, guarded: Guarded) -> None:
     update = {"tls_cert_file": guarded.cert, "tls_key_file": guarded.key, "tls_client_ca_file": guarded.clients}
     clients: list[str] = []
 

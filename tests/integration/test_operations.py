@@ -135,7 +135,15 @@ async def test_the_http_side_is_small_and_read_only(server: Server) -> None:
     assert (await get(server, "/livez")).status_code == 200
     assert (await get(server, "/readyz")).status_code == 200
     assert (await get(server, "/")).status_code == 404
-    assert (await get(server, "/metrics", "POST")).status_code == 405
+
+
+@pytest.mark.parametrize("method", ["POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "ANYTHING"])
+async def test_the_http_side_takes_nothing_that_could_change_state(server: Server, method: str) -> None:
+    for path in ("/metrics", "/livez", "/readyz", "/", "/v2/repository/models/tiny/load"):
+        response = await get(server, path, method)
+        assert response.status_code == 405
+        assert response.headers["allow"] == "GET, HEAD"
+    assert (await get(server, "/readyz", "HEAD")).status_code == 200
 
 
 async def test_the_ready_file_lives_as_long_as_the_server_is_ready(settings: Settings, tmp_path: Path) -> None:

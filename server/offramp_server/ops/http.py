@@ -20,7 +20,7 @@ def make_app(registry: CollectorRegistry, is_ready: Callable[[], bool]) -> Any:
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
         if scope["method"] not in ("GET", "HEAD"):
-            await _send_text(send, 405, "only GET and HEAD are served here")
+            await _send_text(send, 405, "only GET and HEAD are served here", (b"allow", b"GET, HEAD"))
         elif scope["path"] == "/metrics":
             await metrics(scope, receive, send)
         elif scope["path"] == "/livez":
@@ -34,8 +34,8 @@ def make_app(registry: CollectorRegistry, is_ready: Callable[[], bool]) -> Any:
     return app
 
 
-async def _send_text(send: Any, status: int, text: str) -> None:
-    headers = [(b"content-type", b"text/plain; charset=utf-8"), (b"cache-control", b"no-store")]
+async def _send_text(send: Any, status: int, text: str, *more: tuple[bytes, bytes]) -> None:
+    headers = [(b"content-type", b"text/plain; charset=utf-8"), (b"cache-control", b"no-store"), *more]
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": f"{text}\n".encode()})
 

@@ -20,6 +20,10 @@ Arguments = TypeVarTuple("Arguments")
 LARGEST_VALUE = 1e6
 """Of a float tensor: beyond any normalised pixel, and small enough that no layer overflows into NaN."""
 RETRY_AFTER_MS = 50
+MAX_SCANS = 64
+"""Of a JPEG. Each scan of a progressive one is a pass over all pixels for a few bytes, so pixels alone bound no work;
+encoders make about ten, and files of several pictures some more."""
+START_OF_SCAN = b"\xff\xda"  # nowhere within coded data, where a zero follows each 0xff
 
 
 class ImageReader:
@@ -106,6 +110,8 @@ def decode(data: bytes, size: int, max_pixels: int, path: str) -> np.ndarray:
         raise InvalidRequestError(path, "is neither a JPEG nor a PNG file: send a whole file of either, or rgb8") from None
     with image:
         _check_pixels(*image.size, max_pixels, path)
+        if image.format != "PNG" and (scans := data.count(START_OF_SCAN)) > MAX_SCANS:
+            raise InvalidRequestError(path, f"is a JPEG of {scans} scans, more than {MAX_SCANS}: save it anew")
         try:
             image.draft("RGB", (2 * size, 2 * size))  # lets JPEG decode at a fraction of its size
             upright = ImageOps.exif_transpose(image)

@@ -68,7 +68,17 @@ def test_the_default_store_lies_beside_the_model_store_package() -> None:
         (["--models", "a,B"], ["models", "'B' is neither NAME nor NAME:VERSION"]),
         (["--models", "a,a"], ["models", "twice"]),
         (["--allow-factory", "my.stages:make,my.stages"], ["allow_factory", "'my.stages' is not PACKAGE.MODULE:FUNCTION"]),
+        (["--models", "../a"], ["models", "'../a' is neither NAME nor NAME:VERSION"]),
+        (["--models", "a:../1"], ["models", "'a:../1'"]),
         (["--no-such-flag"], ["--no-such-flag"]),
+        (["--host", "0.0.0.0"], ["0.0.0.0", "--tls-cert-file", "--insecure"]),
+        (["--host", "::", "--insecure", "false"], ["::", "--insecure"]),
+        (["--host", "server.example"], ["server.example", "--insecure"]),
+        (["--host", "0.0.0.0", "--insecure", "--model-control", "explicit"], ["model_control", "--tokens-file"]),
+        (["--insecure", "maybe"], ["insecure", "OFFRAMP_INSECURE", "'maybe'"]),
+        (["--insecure", "--tls-cert-file", "a", "--tls-key-file", "b"], ["insecure", "tls_cert_file"]),
+        (["--tls-cert-file", "a"], ["tls_cert_file", "tls_key_file"]),
+        (["--tls-client-ca-file", "a"], ["tls_client_ca_file", "tls_cert_file"]),
         (["--grpc"], ["--grpc"]),
         (["--config", "/no/such/file"], ["config", "/no/such/file"]),
     ],
@@ -113,3 +123,28 @@ def test_the_command_exits_with_2_and_one_line() -> None:
     assert result.returncode == 2
     assert result.stderr.count("\n") == 1
     assert result.stderr.startswith("offramp-server: max_batch")
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.8.9.1", "::1", "localhost"])
+def test_a_loopback_address_needs_no_leave(host: str) -> None:
+    assert load_settings(["--host", host, "--model-control", "explicit"]).host == host
+
+
+def test_plaintext_for_others_can_be_asked_for_wherever_settings_come_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert load_settings(["--host", "0.0.0.0", "--insecure"]).insecure
+    assert load_settings(["--insecure", "--host", "0.0.0.0"]).insecure
+    file = tmp_path / "server.toml"
+    file.write_text('host = "0.0.0.0"\ninsecure = true\n')
+    assert load_settings(["--config", str(file)]).insecure
+    monkeypatch.setenv("OFFRAMP_INSECURE", "true")
+    assert load_settings(["--host", "::"]).insecure
+    assert not load_settings(["--insecure", "false"]).insecure
+
+
+def test_tls_needs_no_leave() -> None:
+    tls = ["--tls-cert-file", "a", "--tls-key-file", "b"]
+    assert load_settings(["--host", "0.0.0.0", *tls]).tls_cert_file == Path("a")
+    explicit = ["--model-control", "explicit", "--tokens-file", "c"]
+    assert load_settings(["--host", "0.0.0.0", *tls, *explicit]).tokens_file == Path("c")

@@ -15,11 +15,11 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageFile
 
 from offramp.v1 import classification_pb2 as pb
 from offramp_server.errors import InvalidRequestError, OverloadedError
-from offramp_server.rpc.images import ImageReader, decode
+from offramp_server.rpc.images import START_OF_SCAN, ImageReader, decode
 
 SIZE = 16
 MAX_PIXELS = 10_000
@@ -152,6 +152,38 @@ async def test_a_malformed_picture_is_refused_by_its_field(reader: ImageReader, 
         await reader.read(frame, SIZE, "frame")
     assert caught.value.field == field
     assert words in str(caught.value)
+
+
+def repeat_scans(jpeg: bytes, times: int) -> bytes:
+    """A JPEG whose last scan comes so many times more."""
+    last = jpeg.rindex(START_OF_SCAN)
+    return jpeg[:-2] + jpeg[last:-2] * times + jpeg[-2:]
+
+
+@pytest.mark.parametrize(
+    ("bomb", "words"),
+    [
+        (encode(Image.new("RGB", (3000, 3000), RED)), "3000 x 3000, larger than 10000 pixels"),
+        (encode(Image.new("RGB", (3000, 3000), RED), "JPEG"), "3000 x 3000, larger than 10000 pixels"),
+        (repeat_scans(encode(Image.new("RGB", (90, 90), RED), "JPEG", progressive=True), 100), "scans, more than 64"),
+    ],
+    ids=["png", "jpeg", "scans"],
+)
+async def test_a_bomb_is_refused_before_a_pixel_of_it_is_decoded(
+    reader: ImageReader, monkeypatch: pytest.MonkeyPatch, bomb: bytes, words: str
+) -> None:
+    def load(_: object) -> None:
+        raise AssertionError("it was decoded")
+
+    monkeypatch.setattr(ImageFile.ImageFile, "load", load)
+    with pytest.raises(InvalidRequestError, match=words):
+        await reader.read(pb.Frame(encoded=bomb), SIZE, "frame")
+
+
+async def test_a_progressive_jpeg_is_no_bomb(reader: ImageReader) -> None:
+    data = encode(Image.new("RGB", (90, 90), RED), "JPEG", progressive=True)
+    assert data.count(START_OF_SCAN) > 1
+    assert (await reader.read(pb.Frame(encoded=data), SIZE, "frame")).shape == (SIZE, SIZE, 3)
 
 
 @given(st.binary(max_size=200), st.integers(0, 300), st.booleans())

@@ -7,6 +7,7 @@ import pytest
 from google.rpc import error_details_pb2
 
 from offramp_server.errors import (
+    MAX_CHARACTERS,
     DeadlineError,
     ExecutionError,
     InvalidRequestError,
@@ -14,6 +15,8 @@ from offramp_server.errors import (
     ModelNotFoundError,
     OfframpError,
     OverloadedError,
+    PermissionDeniedError,
+    UnauthenticatedError,
     UnavailableError,
     UnsupportedError,
 )
@@ -27,6 +30,8 @@ TABLE = [
     (OverloadedError("too much", 1500), grpc.StatusCode.RESOURCE_EXHAUSTED),
     (DeadlineError("too late"), grpc.StatusCode.DEADLINE_EXCEEDED),
     (UnavailableError("draining"), grpc.StatusCode.UNAVAILABLE),
+    (UnauthenticatedError("no token"), grpc.StatusCode.UNAUTHENTICATED),
+    (PermissionDeniedError("no scope"), grpc.StatusCode.PERMISSION_DENIED),
     (ExecutionError("failed"), grpc.StatusCode.INTERNAL),
 ]
 
@@ -41,6 +46,12 @@ def test_each_error_has_its_code_on_the_call_and_in_a_stream(error: OfframpError
 
 def test_every_error_class_is_in_the_table() -> None:
     assert {type(error) for error, _ in TABLE} == set(OfframpError.__subclasses__())
+
+
+def test_what_quotes_its_caller_stays_short_enough_for_a_header() -> None:
+    for error in (InvalidRequestError("f" * 100_000, "τ" * 100_000), ModelNotFoundError("m" * 100_000)):
+        assert write_status(error).ByteSize() < 4096
+        assert len(str(error)) == MAX_CHARACTERS
 
 
 def test_a_subclass_has_its_parents_code() -> None:
