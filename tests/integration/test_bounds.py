@@ -37,7 +37,9 @@ async def test_a_message_beyond_the_bound_is_refused_and_others_go_on(channel: g
     error = await failure(Classify(channel).Classify(pb.ClassifyRequest(frame=large)))
     assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
     call = Classify(channel).StreamClassify(iter([config(), send(large)]))
-    assert await call.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        assert [answer.WhichOneof("response") async for answer in call] == ["status"]
+    assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
     assert await still_serves(channel)
 
 
