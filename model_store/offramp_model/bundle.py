@@ -34,7 +34,7 @@ from offramp_model.outcomes import Fraction, Frontier
 MANIFEST = "manifest.json"
 WEIGHTS = "weights.safetensors"
 FORMAT_VERSION = 1
-NAME_PATTERN = r"^[a-z0-9][a-z0-9._-]*$"
+NAME_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,127}$"  # a folder of the store, and nothing that climbs out of it
 
 PolicyName = Literal["router", "entropy", "confidence", "fixed"]
 Threshold = Annotated[float, Field(gt=0, le=1)]
@@ -210,7 +210,7 @@ class BundleStore:
     def versions(self, name: str) -> list[int]:
         """Versions of a model, ascending; empty when there is none."""
         folder = self.root / name
-        if not re.match(NAME_PATTERN, name) or not folder.is_dir():
+        if not re.fullmatch(NAME_PATTERN, name) or not folder.is_dir():
             return []
         return sorted(int(path.name) for path in folder.iterdir() if re.fullmatch(r"[1-9][0-9]*", path.name))
 

@@ -87,7 +87,7 @@ async def test_a_name_that_climbs_out_of_the_store_finds_nothing(server: Server,
     assert await still_serves(channel)
 
 
-@pytest.mark.parametrize("version", ["../1", "1/../2", "-1", "01", "1.0", "latest/../1"])
+@pytest.mark.parametrize("version", ["../1", "1/../2", "-1", "latest/../1"])
 async def test_a_version_that_climbs_out_of_its_model_finds_nothing(channel: grpc.aio.Channel, version: str) -> None:
     error = await failure(Classify(channel).Classify(pb.ClassifyRequest(version=version, frame=frame())))
     assert error.code() is grpc.StatusCode.NOT_FOUND

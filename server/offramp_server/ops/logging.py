@@ -29,7 +29,7 @@ def configure_logging(
             entry.setdefault(name, value)
         return entry
 
-    collect = [TimeStamper(fmt="iso", utc=True, key="time"), add_log_level, add_logger_name, ExtraAdder(), add_fields]
+    collect: list[Any] = [TimeStamper(fmt="iso", utc=True, key="time"), add_log_level, add_logger_name, ExtraAdder(), add_fields]
     render: list[Any]
     if form == "json":
         render = [format_exc_info, EventRenamer("message"), JSONRenderer(ensure_ascii=False)]

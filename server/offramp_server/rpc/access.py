@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from offramp_server.security.tokens import Caller, Scope, Tokens
 
@@ -25,7 +25,7 @@ _OPEN = {"inference.GRPCInferenceService": ("ServerLive", "ServerReady")}
 """As grpc.health.v1 and reflection are, which never come here: probes carry no tokens, and learn nothing but a yes or no."""
 
 
-def _paths(methods: dict[str, tuple[str, ...]]) -> frozenset[str]:
+def _paths(methods: Mapping[str, tuple[str, ...]]) -> frozenset[str]:
     return frozenset(f"/{service}/{name}" for service, names in methods.items() for name in names)
 
 

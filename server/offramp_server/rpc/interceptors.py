@@ -61,6 +61,8 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         call = Call(method, request_id, caller)
         make: Callable[..., grpc.RpcMethodHandler[Any, Any]]
         behaviour: Any  # the stubs know the synchronous kind alone
+        read: Any = handler.request_deserializer
+        write: Any = handler.response_serializer
         if handler.stream_stream is not None:
             make, behaviour, serve = grpc.stream_stream_rpc_method_handler, handler.stream_stream, self._serve_stream
         else:
@@ -68,10 +70,10 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
 
         def deserialize(data: bytes) -> Any:
             call.received_bytes += len(data)
-            return handler.request_deserializer(data)
+            return read(data)
 
         def serialize(message: Any) -> bytes:
-            data: bytes = handler.response_serializer(message)
+            data: bytes = write(message)
             call.sent_bytes += len(data)
             return data
 

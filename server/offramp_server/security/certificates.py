@@ -36,7 +36,9 @@ class ServerCertificates:
     def credentials(self) -> grpc.ServerCredentials:
         """For a secure port."""
         return grpc.dynamic_ssl_server_credentials(
-            self._first, self._fetch, require_client_authentication=self._client_ca is not None
+            self._first,
+            self._fetch,  # type: ignore[arg-type]  # the stubs don't know that None means no change
+            require_client_authentication=self._client_ca is not None,
         )
 
     def _fetch(self) -> grpc.ServerCertificateConfiguration | None:

@@ -279,6 +279,7 @@ def test_lookup_by_name_and_version(bundle: Bundle, network: MultiExitResNet, tm
         store.open("other")
     with pytest.raises(BundleNotFoundError):
         store.open("../tiny")
+    assert [store.versions(name) for name in ("../tiny", "tiny/", "tiny\n", "t" * 5000)] == [[]] * 4
 
 
 def test_a_bundle_in_the_wrong_folder_is_refused(bundle: Bundle, tmp_path: Path) -> None:
