@@ -143,6 +143,9 @@ async def test_a_token_that_is_taken_back_ends_the_frames_of_open_streams(server
         assert (await call.read()).HasField("status")
         assert (await call.read()).result.HasField("classification")
         write(tokens_file, entry("ops", OPS))
+        # any call has the file looked at; frames do, too, but once a second
+        late = Classify(channel).Classify(pb.ClassifyRequest(frame=frame()), metadata=bearer(GATE))
+        assert await late.code() is grpc.StatusCode.UNAUTHENTICATED
         await call.write(send(frame(2)))
         refused = (await call.read()).result.error
         assert refused.code == grpc.StatusCode.UNAUTHENTICATED.value[0]

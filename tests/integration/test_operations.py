@@ -309,7 +309,8 @@ async def test_sigterm_answers_what_was_taken_and_exits_with_0(tiny_store: Path,
     lines = [json.loads(line) for line in log.splitlines()]
     serving = next(line for line in lines if line["message"] == "serving")
     assert {"grpc": serving["grpc"], "http": serving["http"]} == addresses
-    assert [line["message"] for line in lines][-2:] == ["draining", "stopped"]
+    assert [line["message"] for line in lines][-3:] == ["draining", "call ended", "stopped"]
+    assert lines[-2]["frames"] == len(answers)
     assert not ready.exists()
 
 

@@ -99,28 +99,28 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
 
     async def _serve(self, behaviour: Handler, call: Call, request: Any, context: Context, level: int = logging.DEBUG) -> Any:
         started, code = time.monotonic(), "CANCELLED"
-        try:
-            with self._open_calls:
+        with self._open_calls:
+            try:
                 response = await behaviour(request, context)
-            code = "OK"
-            return response
-        except grpc.aio.AbortError:
-            raise
-        except OfframpError as error:
-            code = find_code(error).name
-            await _abort(context, error, call.request_id)
-        except Exception:
-            code = "INTERNAL"
-            logger.exception("a call failed")
-            fault = ExecutionError(f"the server failed; its log has the reason under {call.request_id}")
-            await _abort(context, fault, call.request_id)
-        finally:
-            if call.trace is not None:
-                call.trace.end(code)
-            if logger.isEnabledFor(level):
-                seconds = round(time.monotonic() - started, 6)
-                fields = {"method": call.method, "code": code, "seconds": seconds, "peer": context.peer(), **call.totals()}
-                logger.log(level, "call ended", extra=fields)
+                code = "OK"
+                return response
+            except grpc.aio.AbortError:
+                raise
+            except OfframpError as error:
+                code = find_code(error).name
+                await _abort(context, error, call.request_id)
+            except Exception:
+                code = "INTERNAL"
+                logger.exception("a call failed")
+                fault = ExecutionError(f"the server failed; its log has the reason under {call.request_id}")
+                await _abort(context, fault, call.request_id)
+            finally:
+                if call.trace is not None:
+                    call.trace.end(code)
+                if logger.isEnabledFor(level):
+                    seconds = round(time.monotonic() - started, 6)
+                    fields = {"method": call.method, "code": code, "seconds": seconds, "peer": context.peer(), **call.totals()}
+                    logger.log(level, "call ended", extra=fields)
 
 
 def _refuse(method: str, request_id: str, error: OfframpError) -> Handler:

@@ -35,6 +35,8 @@ logger = logging.getLogger(__name__)
 Scope = Literal["classify", "admin"]
 CLIENT_NAME = r"^[A-Za-z0-9][A-Za-z0-9._@:/-]{0,63}$"
 BEARER = re.compile(r"bearer +(\S+) *", re.IGNORECASE)
+LOOK_EVERY_S = 1.0
+"""How often frames of open streams have the file looked at; every call does."""
 REMEDY = "send the metadata `authorization: Bearer TOKEN`"
 
 
@@ -129,8 +131,8 @@ class Tokens:
     """Knows callers by their tokens. A changed file is read again; one that can't be used leaves the former in force."""
 
     def __init__(self, path: Path, clock: Callable[[], float]) -> None:
-        """`clock` gives seconds, for limits. Raises TokensError."""
-        self._path, self._clock = path, clock
+        """`clock` gives seconds. Raises TokensError."""
+        self._path, self._clock, self._looked_at = path, clock, clock()
         self._watch = FileWatch(path)
         self._usages: dict[str, ClientUsage] = {}
         self._take(read_tokens(path))
@@ -156,7 +158,8 @@ class Tokens:
 
     def require(self, digest: str, scope: Scope) -> None:
         """Raises UnauthenticatedError where the token is no longer known, PermissionDeniedError where it lacks the scope."""
-        self._refresh()
+        if self._clock() - self._looked_at >= LOOK_EVERY_S:
+            self._refresh()
         entry = self._entries.get(digest)
         if entry is None:
             raise UnauthenticatedError("the token is not one of this server's any more")
@@ -165,6 +168,7 @@ class Tokens:
             raise PermissionDeniedError(f"this needs the scope {scope}, and client {entry.name!r} has {has}")
 
     def _refresh(self) -> None:
+        self._looked_at = self._clock()
         if not self._watch.changed():
             return
         try:
@@ -191,9 +195,9 @@ def read_tokens(path: Path) -> ClientTable:
         return ClientTable.model_validate(tomllib.loads(path.read_text()))
     except OSError as error:
         raise TokensError(f"tokens_file: can't read {path}: {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError):
-        # the parser's own words may quote the file
-        raise TokensError(f"tokens_file: {path} is not TOML") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        place = re.search(r" \(at [a-z0-9, ]+\)$", str(error))  # the place alone: the parser's other words may quote the file
+        raise TokensError(f"tokens_file: {path} is not TOML{place[0] if place else ''}") from None
     except ValidationError as error:
         first = error.errors(include_input=False)[0]
         where = ".".join(map(str, first["loc"])) or "clients"
