@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from enum import EnumType
 from inspect import Parameter, getdoc, signature
-from typing import Any, get_args, get_type_hints
+from typing import Any, get_args
 
 import typer
 from pydantic.fields import FieldInfo
@@ -46,10 +46,9 @@ def _typer_app(name: str, app: typer.Typer) -> Iterator[str]:
     yield f"## {name}\n\n{app.info.help}\n"
     for command in app.registered_commands:
         assert command.callback is not None
-        hints = get_type_hints(command.callback, include_extras=True)
         usage, rows = [name, str(command.name)], []
-        for parameter in signature(command.callback).parameters.values():
-            kind, described = get_args(hints[parameter.name])  # every parameter is Annotated[its type, typer's description]
+        for parameter in signature(command.callback, eval_str=True).parameters.values():
+            kind, described = get_args(parameter.annotation)  # every parameter is Annotated[its type, typer's description]
             if isinstance(described, ArgumentInfo):
                 usage.append(described.metavar or f"[{parameter.name.upper()}]")
             rows.append(_parameter(parameter, kind, described))
