@@ -62,5 +62,7 @@ def with_access(command: Callable[..., None]) -> Callable[..., None]:
         command(**given, access=access)
 
     kept = [parameter for name, parameter in own.parameters.items() if name != "access"]
-    run.__signature__ = own.replace(parameters=[*kept, *shared.values()])  # type: ignore[attr-defined]
+    parameters = [*kept, *shared.values()]
+    run.__signature__ = own.replace(parameters=parameters)  # type: ignore[attr-defined]
+    run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     return run
