@@ -6,6 +6,7 @@ import asyncio
 import re
 import weakref
 from collections.abc import Awaitable, Sequence
+from functools import partial
 from types import TracebackType
 from typing import Any, Self, Unpack
 
@@ -21,6 +22,8 @@ from offramp_client.tls import Tls
 from offramp_client.types import Classification, Control, ControlFields, Frame, Health, Image, Model, ModelSummary
 
 VISIBLE = re.compile(r"[!-~]+")
+OWN_CONNECTION = (("grpc.use_local_subchannel_pool", 1),)
+"""Without it gRPC would share one connection among all clients of a server in a process."""
 
 
 class Client:
@@ -112,13 +115,19 @@ class Client:
         """
         options = StreamOptions(model, version, ordered, top_k, window, raise_errors)
 
-        def open_call() -> Call:
-            call: Call = self._stubs.classification.StreamClassify(timeout=timeout_s, metadata=self._metadata)
-            return call
-
-        stream = ClassificationStream(open_call, frames, (control or Control()).with_fields(**fields), options)
+        stream = ClassificationStream(
+            partial(self.open_call, timeout_s), frames, (control or Control()).with_fields(**fields), options
+        )
         self._streams.add(stream)
         return stream
+
+    def open_call(self, timeout_s: float | None = None) -> Call:
+        """Open a bare StreamClassify call, for a program that writes its messages itself, as the load generator does.
+
+        Whoever opens it ends it.
+        """
+        call: Call = self._stubs.classification.StreamClassify(timeout=timeout_s, metadata=self._metadata)
+        return call
 
     async def classify(
         self,
@@ -207,9 +216,9 @@ class Client:
         # Made at the first call, since a channel belongs to the event loop that runs then.
         if self._connected is None:
             if self._credentials is None:
-                channel = aio.insecure_channel(self.address)
+                channel = aio.insecure_channel(self.address, OWN_CONNECTION)
             else:
-                channel = aio.secure_channel(self.address, self._credentials, self._options)
+                channel = aio.secure_channel(self.address, self._credentials, (*OWN_CONNECTION, *self._options))
             self._connected = _Stubs(channel)
         return self._connected
 

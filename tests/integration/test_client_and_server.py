@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import sys
 from collections.abc import AsyncIterator
 from itertools import pairwise
@@ -62,10 +63,16 @@ def pictures(count: int, seed: int = 7) -> tuple[list[np.ndarray], list[str]]:
 
 
 async def run_command(*arguments: str) -> tuple[int, str, str]:
+    return await run_program(sys.executable, "-m", "offramp_client", *arguments)
+
+
+async def run_program(
+    *command: str, patience_s: float = PATIENCE_S, environment: dict[str, str] | None = None
+) -> tuple[int, str, str]:
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "offramp_client", *arguments, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
+        *command, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE, env=os.environ | (environment or {})
     )
-    out, error = await asyncio.wait_for(process.communicate(), PATIENCE_S)
+    out, error = await asyncio.wait_for(process.communicate(), patience_s)
     assert process.returncode is not None
     return process.returncode, out.decode(), error.decode()
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from offramp_client.cli import classify, inform, stream, sweep
+from offramp_client.cli import bench, classify, inform, stream, sweep
 
 app = typer.Typer(
     name="offramp",
@@ -18,6 +18,7 @@ app.command("classify", short_help="Classify image files.")(classify.classify)
 app.command("models", short_help="List the models that the server has loaded.")(inform.models)
 app.command("points", short_help="Show what each measured choice of λ and τ gives.")(inform.points)
 app.command("sweep", short_help="Measure λ and τ on a folder of labelled images.")(sweep.sweep)
+app.command("bench", short_help="Put load on a server and measure what it gives.")(bench.bench)
 app.command("health", short_help="Say whether the server answers requests.")(inform.health)
 
 
