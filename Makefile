@@ -6,7 +6,7 @@ CONSTRAINTS ?= constraints.txt
 PIP_INSTALL = $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --constraint $(CONSTRAINTS)
 SOURCES = proto model_store server client training bench examples tests docs docker
 
-.PHONY: demo serve test check format generate dashboard docs image clean
+.PHONY: demo serve test check format generate dashboard docs image bench bench-quick clean
 
 demo: $(VENV)/.server
 	$(VENV)/bin/python examples/demo.py
@@ -47,8 +47,15 @@ docs: $(VENV)/.dev
 image:
 	docker/verify.sh
 
+# Offramp beside Triton, MLServer, LitServe and Ray Serve, whose environments it makes under .bench; on Linux
+bench: $(VENV)/.bench
+	$(VENV)/bin/python bench/run.py
+
+bench-quick: $(VENV)/.bench
+	$(VENV)/bin/python bench/run.py --quick
+
 clean:
-	rm -rf $(VENV) site .cache .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .bench site .cache .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
@@ -61,4 +68,9 @@ $(VENV)/.server: $(VENV)/bin/python pyproject.toml $(CONSTRAINTS)
 $(VENV)/.dev: $(VENV)/bin/python pyproject.toml $(CONSTRAINTS)
 	@echo "installing Offramp with everything that its tests need into $(VENV) …"
 	$(PIP_INSTALL) --editable '.[dev]'
+	@touch $@ $(VENV)/.server
+
+$(VENV)/.bench: $(VENV)/bin/python pyproject.toml $(CONSTRAINTS)
+	@echo "installing Offramp with what its benchmark needs into $(VENV) …"
+	$(PIP_INSTALL) --editable '.[bench]'
 	@touch $@ $(VENV)/.server

@@ -1,0 +1,1 @@
+"""Offramp beside the servers that people use today, and beside the bare loop: `bench/run.py`."""

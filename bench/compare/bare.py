@@ -1,0 +1,194 @@
+"""The limit: the stages of a bundle in a loop in one process, with nothing around them. Also answers what the full network says.
+
+Runs as a process of its own, so that its CPU time is its own: one JSON command a line on stdin, one JSON answer a line on stdout.
+The exits are decided beforehand, so that the loop has only the stages to run, and rows to move between their batches.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from offramp_model.bundle import Bundle, Control, open_bundle
+from offramp_model.routing import Controls, Policy, decide
+from offramp_server.backends import Wish, load_backend
+from offramp_server.engine.types import Backend
+
+DECIDED_AT_ONCE = 32
+"""Frames in a batch while the exits are decided."""
+
+
+class BareLoop:
+    """One backend and the frames, each with the exit that it leaves at."""
+
+    def __init__(self, backend: Backend, images_NHWC: np.ndarray, control: Control) -> None:
+        self._backend, self._images = backend, list(images_NHWC)
+        self.exits_N = self._decide(control)
+
+    def _decide(self, control: Control) -> list[int]:
+        """Where each frame leaves, by the same rule as in the server."""
+        backend, exits = self._backend, []
+        for images in _chunks(self._images, DECIDED_AT_ONCE):
+            controls = _controls(control, len(images), backend.exits)
+            taken_N = torch.zeros(len(images), dtype=torch.long)
+            features, logits_NEC = backend.prepare(images), torch.zeros(len(images), 0, backend.classes)
+            for stage in range(1, backend.exits + 1):
+                result = backend.run_stage(stage, features, logits_NEC)
+                decision = decide(stage, result.logits_NEC[:, -1], result.router_output, controls, backend.rule)
+                taken_N[(taken_N == 0) & decision.leaves_N] = stage
+                features, logits_NEC = result.features, result.logits_NEC
+            exits += taken_N.tolist()
+        return exits
+
+    def adaptive(self, batch: int, seconds: float) -> dict[str, Any]:
+        """Run frames to their exits in batches of `batch`, made anew before each stage, for so long."""
+        order, queues = _endless(len(self._images)), [_Queue() for _ in range(self._backend.exits)]
+        return _timed(lambda: self._run_on(order, queues, batch), seconds)
+
+    def uncut(self, batch: int, seconds: float) -> dict[str, Any]:
+        """Run the uncut graph, or all stages in a row where there is none."""
+        order = _endless(len(self._images))
+
+        def run() -> int:
+            images = [self._images[next(order)] for _ in range(batch)]
+            self._whole(images)
+            return batch
+
+        return _timed(run, seconds)
+
+    def _whole(self, images: list[np.ndarray]) -> None:
+        features = self._backend.prepare(images)
+        if hasattr(self._backend, "run_whole"):
+            self._backend.run_whole(features)
+            return
+        logits_NEC = torch.zeros(len(images), 0, self._backend.classes)
+        for stage in range(1, self._backend.exits + 1):
+            result = self._backend.run_stage(stage, features, logits_NEC)
+            features, logits_NEC = result.features, result.logits_NEC
+
+    def _run_on(self, order: Iterator[int], queues: list[_Queue], batch: int) -> int:
+        """Take `batch` new frames through stage 1, then through each later stage for which a full batch has come together.
+
+        Returns the frames that left.
+        """
+        answered = 0
+        frames = [next(order) for _ in range(batch)]
+        exits_N = torch.tensor([self.exits_N[frame] for frame in frames])
+        features = self._backend.prepare([self._images[frame] for frame in frames])
+        logits_NEC = torch.zeros(batch, 0, self._backend.classes)
+        for stage in range(1, self._backend.exits + 1):
+            result = self._backend.run_stage(stage, features, logits_NEC)
+            stays_N = exits_N > stage
+            answered += int((~stays_N).sum())
+            if stage == self._backend.exits or not stays_N.any():
+                break
+            queue = queues[stage]
+            queue.add(result.features[stays_N], result.logits_NEC[stays_N], exits_N[stays_N])
+            if len(queue) < batch:
+                break
+            features, logits_NEC, exits_N = queue.take(batch)
+        return answered
+
+
+class _Queue:
+    """Rows that wait for a stage until there is a batch of them."""
+
+    def __init__(self) -> None:
+        self._parts: list[tuple[Tensor, Tensor, Tensor]] = []
+
+    def __len__(self) -> int:
+        return sum(len(part[0]) for part in self._parts)
+
+    def add(self, features: Tensor, logits_NEC: Tensor, exits_N: Tensor) -> None:
+        self._parts.append((features, logits_NEC, exits_N))
+
+    def take(self, batch: int) -> tuple[Tensor, Tensor, Tensor]:
+        """The first `batch` rows."""
+        joined = [torch.cat(parts) if len(parts) > 1 else parts[0] for parts in zip(*self._parts, strict=True)]
+        self._parts = [tuple(part[batch:] for part in joined)] if len(joined[0]) > batch else []  # type: ignore[list-item]
+        features, logits_NEC, exits_N = (part[:batch] for part in joined)
+        return features, logits_NEC, exits_N
+
+
+def full_labels(bundle: Bundle, images_NHWC: np.ndarray) -> list[int]:
+    """The classes that the plain full-depth network answers in float32."""
+    network, preprocessing = bundle.load_network(), bundle.manifest.preprocessing
+    mean, std = torch.tensor(preprocessing.mean), torch.tensor(preprocessing.std)
+    labels: list[int] = []
+    for images in _chunks(list(images_NHWC), DECIDED_AT_ONCE):
+        pixels_NHWC = torch.from_numpy(np.stack(images)).float() / 255
+        labels += network(((pixels_NHWC - mean) / std).permute(0, 3, 1, 2)).argmax(1).tolist()
+    return labels
+
+
+def _timed(run: Callable[[], int], seconds: float) -> dict[str, Any]:
+    """Call `run`, which says how many frames it finished, for so long; times are those of single calls."""
+    run()
+    frames, times, cpu, started = 0, [], time.process_time(), time.perf_counter()
+    ended = started
+    while ended - started < seconds:
+        before = ended
+        frames += run()
+        ended = time.perf_counter()
+        times.append((ended - before) * 1000)
+    cpu = time.process_time() - cpu
+    spent = ended - started
+    p50, p99 = np.percentile(times, [50, 99])
+    figures = {"frames": frames, "seconds": spent, "frames_per_s": frames / spent, "cpu_ms_a_frame": cpu / frames * 1000}
+    return figures | {"call_ms": {"p50": float(p50), "p99": float(p99)}}
+
+
+def _controls(control: Control, frames: int, exits: int) -> Controls:
+    last = min(control.max_exit or exits, exits)
+    return Controls(
+        policy_N=torch.full((frames,), int(Policy[control.policy.upper()])),
+        lambda_N=torch.full((frames,), control.lambda_),
+        threshold_NE=torch.full((frames, exits - 1), control.threshold),
+        min_exit_N=torch.ones(frames, dtype=torch.long),
+        max_exit_N=torch.full((frames,), last),
+    )
+
+
+def _chunks(images: list[np.ndarray], size: int) -> Iterator[list[np.ndarray]]:
+    for at in range(0, len(images), size):
+        yield images[at : at + size]
+
+
+def _endless(count: int) -> Iterator[int]:
+    while True:
+        yield from range(count)
+
+
+def main() -> None:
+    """`bare.py BUNDLE IMAGES.npy CONTROL(JSON) TORCH_THREADS`."""
+    folder, images, control, threads = sys.argv[1:]
+    if int(threads):
+        torch.set_num_threads(int(threads))
+    bundle, images_NHWC = open_bundle(Path(folder)), np.load(images)
+    with torch.inference_mode():
+        backend = load_backend(bundle, Wish(device="cpu"))
+        loop = BareLoop(backend, images_NHWC, Control.model_validate_json(control))
+        said: Any = {"backend": backend.name, "device": backend.device_description, "exits": loop.exits_N}
+        print(json.dumps(said), flush=True)
+        for line in sys.stdin:
+            command = json.loads(line)
+            match command["do"]:
+                case "adaptive":
+                    said = loop.adaptive(command["batch"], command["seconds"])
+                case "uncut":
+                    said = loop.uncut(command["batch"], command["seconds"])
+                case "full":
+                    said = full_labels(bundle, images_NHWC)
+            print(json.dumps(said), flush=True)
+
+
+if __name__ == "__main__":
+    main()
