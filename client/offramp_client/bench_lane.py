@@ -114,7 +114,7 @@ class StreamLane:
                 if kind == "result":
                     self._sink.answered(_answer(response.result))
                 elif kind == "results":  # of servers that send together what is ready together
-                    for result in response.results.results:  # type: ignore[attr-defined, unused-ignore]  # in newer protos
+                    for result in response.results.results:
                         self._sink.answered(_answer(result))
         except aio.AioRpcError as error:
             code = error.code().name

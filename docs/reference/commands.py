@@ -64,7 +64,7 @@ def _parameter(parameter: Parameter, kind: Any, described: ArgumentInfo | Option
         # inside Annotated, typer keeps the first name that was given as the default
         given = [each for each in (described.default, *(described.param_decls or ())) if isinstance(each, str)]
         name = given[0] if given else f"--{parameter.name.replace('_', '-')}"
-        choices = [choice for part in (kind, *get_args(kind)) if isinstance(part, EnumType) for choice in part]
+        choices: list[str] = [choice for part in (kind, *get_args(kind)) if isinstance(part, EnumType) for choice in part]
         name = " ".join(filter(None, (name, described.metavar or "|".join(choices))))
     what = f"{described.help}" + (f" Or `{described.envvar}` in the environment." if described.envvar else "")
     default = "required" if parameter.default is Parameter.empty else _value(parameter.default)

@@ -15,12 +15,14 @@ from offramp_client.bench_lane import open_lanes
 from offramp_client.bench_load import run_load
 from offramp_client.bench_types import PERCENTILES, Load, Measurement
 from offramp_client.cli import options
+from offramp_client.cli.access import Access, with_access
 from offramp_client.cli.outcome import console, run
-from offramp_client.client import Client
 from offramp_client.types import Control, Model
 
 
+@with_access
 def bench(
+    access: Access,
     source: Annotated[str, typer.Argument(help="demo, or a folder; <class>/<image> in it gives an accuracy too.")] = "demo",
     address: options.Address = options.DEFAULT_ADDRESS,
     model: options.ModelName = "",
@@ -46,6 +48,9 @@ def bench(
     max_mean_cost: options.MaxMeanCost = None,
     max_accuracy_drop: options.MaxAccuracyDrop = None,
     confidence: options.Confidence = None,
+    max_latency_ms: options.MaxLatency = None,
+    allow_early_answer: options.AllowEarly = None,
+    allow_degrade: options.AllowDegrade = None,
     images: Annotated[int, typer.Option(min=1, help="Different images, sent in turn.")] = 512,
     as_they_are: Annotated[
         bool, typer.Option("--as-they-are", help="Send images coded and in their size, in place of pixels in the model's.")
@@ -55,13 +60,14 @@ def bench(
 ) -> None:
     """Put load on a server and measure frames a second, latency and exits. How busy this client was is shown too."""
     outcome = (max_mean_cost, max_accuracy_drop, confidence)
+    pressure = (max_latency_ms, allow_early_answer, allow_degrade)
     prices: list[float | None] = [*options.numbers(lambdas, "--lambda")] or [None]
-    controls = [Control(policy, price, threshold, (), min_exit, max_exit, max_cost, *outcome) for price in prices]
+    controls = [Control(policy, price, threshold, (), min_exit, max_exit, max_cost, *outcome, *pressure) for price in prices]
 
     async def work() -> tuple[Measurement, BenchFrames, Model]:
         load = Load(streams, in_flight, batch, rate, warm_up, seconds, seed=seed)
         async with AsyncExitStack() as stack:
-            clients = [await stack.enter_async_context(Client(address)) for _ in range(connections)]
+            clients = [await stack.enter_async_context(access.client(address)) for _ in range(connections)]
             described = await clients[0].model(model, version)
             size = None if as_they_are else (described.input_width, described.input_height)
             frames = load_frames(source, images, described.labels, size, seed=seed)
