@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from enum import EnumType
+from enum import Enum, EnumType
 from inspect import Parameter, getdoc, signature
-from typing import Any, get_args
+from typing import Any, cast, get_args
 
 import typer
 from pydantic.fields import FieldInfo
@@ -64,7 +64,8 @@ def _parameter(parameter: Parameter, kind: Any, described: ArgumentInfo | Option
         # inside Annotated, typer keeps the first name that was given as the default
         given = [each for each in (described.default, *(described.param_decls or ())) if isinstance(each, str)]
         name = given[0] if given else f"--{parameter.name.replace('_', '-')}"
-        choices: list[str] = [choice for part in (kind, *get_args(kind)) if isinstance(part, EnumType) for choice in part]
+        enums = [cast(type[Enum], part) for part in (kind, *get_args(kind)) if isinstance(part, EnumType)]
+        choices = [str(choice) for enum in enums for choice in enum]
         name = " ".join(filter(None, (name, described.metavar or "|".join(choices))))
     what = f"{described.help}" + (f" Or `{described.envvar}` in the environment." if described.envvar else "")
     default = "required" if parameter.default is Parameter.empty else _value(parameter.default)
