@@ -199,12 +199,12 @@ def exits_taken(utilities: list[Tensor], rule: ForecastRule, lambda_: float, thr
 @given(EXITS, SEEDS, st.floats(0, 5))
 def test_a_forecast_logit_is_the_posteriors_with_forecasts_for_likelihoods(exits: int, seed: int, lambda_: float) -> None:
     utilities, rule = forecasts(9, exits, seed)
-    lambda_N = torch.full((9,), lambda_)
+    lambda_N = torch.full((9,), lambda_, dtype=torch.double)  # divided by a small temperature, a rounded one would show
     for exit in range(1, exits):
         m_NJ, cost_J = utilities[exit - 1].double(), rule.cost_K[exit - 1 :].double()
         posterior = torch.softmax((m_NJ - lambda_ * cost_J) / rule.temperature, -1)
         expected = posterior[:, 0].log() - posterior[:, 1:].sum(-1).log()
-        found = routing.forecast_halting_logit(m_NJ, lambda_N.double(), cost_J, rule.temperature)
+        found = routing.forecast_halting_logit(m_NJ, lambda_N, cost_J, rule.temperature)
         torch.testing.assert_close(found[expected.isfinite()], expected[expected.isfinite()], rtol=1e-6, atol=1e-6)
 
 
