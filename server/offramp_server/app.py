@@ -75,10 +75,12 @@ class Server:
         self._grpc: GrpcServer | None = None
         self._tracing = tracing
         # one thread for the device: engines take turns there, and none of them blocks the loop
-        self._device = ThreadPoolExecutor(1, "device", _limit_threads, (settings.torch_threads,))
+        self._device = ThreadPoolExecutor(1, "device")
         self._decoders = ThreadPoolExecutor(settings.decode_threads, "decode")
         # loading and warming up beside it, so that a new version keeps nobody waiting
-        self._loader = ThreadPoolExecutor(1, "load", _limit_threads, (settings.torch_threads,))
+        self._torch_threads = settings.torch_threads or torch.get_num_threads()
+        self._loader = ThreadPoolExecutor(1, "load", torch.set_num_threads, (self._torch_threads,))
+        self._runtimes = set[str]()
         self._store = BundleStore(settings.store, settings.allow_factory)
         self._models = ModelRegistry(self._store, self._catalogue, self._start_model, self._loader, self._update_health)
         self.grpc_address = self.http_address = ""
@@ -169,6 +171,10 @@ class Server:
         limits = EngineLimits(self._settings.max_batch, self._settings.max_in_flight, self._settings.max_stage_wait_ms)
         engine = Engine(backend, limits, metrics, self._device, self._clock, price_table_of(manifest))
         await engine.start(self._loader)
+        self._runtimes.add(backend.name)
+        # beside OpenVINO's own threads torch's would wait for the same cores, and hold them while they wait
+        threads = 1 if self._runtimes == {"openvino"} else self._torch_threads
+        await loop.run_in_executor(self._device, torch.set_num_threads, threads)
         return ServedModel(manifest, controls, engine, metrics, *runtime, backend_reason=backend.reason)
 
     def _choose_backend(self, bundle: Bundle, device: str) -> Backend:
@@ -282,8 +288,3 @@ def _write_whole(path: Path, text: str) -> None:
         beside.replace(path)
     except OSError as error:
         raise StartupError(f"ready_file: can't write {path}: {error.strerror}") from error
-
-
-def _limit_threads(threads: int) -> None:
-    if threads:
-        torch.set_num_threads(threads)
