@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import functools
-import inspect
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -50,19 +47,3 @@ def read_access(
     if tls or ca is not None or cert is not None or key is not None or authority:
         return Access(Tls(ca, cert, key, authority), token)
     return Access(None, token)
-
-
-def with_access(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command the options of `read_access` in place of its parameter `access`."""
-    own, shared = inspect.signature(command, eval_str=True), inspect.signature(read_access, eval_str=True).parameters
-
-    @functools.wraps(command)
-    def run(**given: Any) -> None:
-        access = read_access(**{name: given.pop(name) for name in shared})
-        command(**given, access=access)
-
-    kept = [parameter for name, parameter in own.parameters.items() if name != "access"]
-    parameters = [*kept, *shared.values()]
-    run.__signature__ = own.replace(parameters=parameters)  # type: ignore[attr-defined]
-    run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
-    return run

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from typing import Annotated, Any
 
 import typer
@@ -15,14 +16,16 @@ from offramp_client.bench_lane import open_lanes
 from offramp_client.bench_load import run_load
 from offramp_client.bench_types import PERCENTILES, Load, Measurement
 from offramp_client.cli import options
-from offramp_client.cli.access import Access, with_access
+from offramp_client.cli.access import Access, read_access
 from offramp_client.cli.outcome import console, run
+from offramp_client.cli.sharing import shares
 from offramp_client.types import Control, Model
 
 
-@with_access
+@shares(control=options.read_control, access=read_access)
 def bench(
     access: Access,
+    control: Control,
     source: Annotated[str, typer.Argument(help="demo, or a folder; <class>/<image> in it gives an accuracy too.")] = "demo",
     address: options.Address = options.DEFAULT_ADDRESS,
     model: options.ModelName = "",
@@ -40,17 +43,6 @@ def bench(
     lambdas: Annotated[
         str, typer.Option("--lambda", metavar="L[,L...]", help="Price of compute; of several, every frame draws one.")
     ] = "",
-    threshold: options.Threshold = None,
-    policy: options.PolicyName = None,
-    min_exit: options.MinExit = None,
-    max_exit: options.MaxExit = None,
-    max_cost: options.MaxCost = None,
-    max_mean_cost: options.MaxMeanCost = None,
-    max_accuracy_drop: options.MaxAccuracyDrop = None,
-    confidence: options.Confidence = None,
-    max_latency_ms: options.MaxLatency = None,
-    allow_early_answer: options.AllowEarly = None,
-    allow_degrade: options.AllowDegrade = None,
     images: Annotated[int, typer.Option(min=1, help="Different images, sent in turn.")] = 512,
     as_they_are: Annotated[
         bool, typer.Option("--as-they-are", help="Send images coded and in their size, in place of pixels in the model's.")
@@ -59,10 +51,8 @@ def bench(
     as_json: options.AsJson = False,
 ) -> None:
     """Put load on a server and measure frames a second, latency and exits. How busy this client was is shown too."""
-    outcome = (max_mean_cost, max_accuracy_drop, confidence)
-    pressure = (max_latency_ms, allow_early_answer, allow_degrade)
     prices: list[float | None] = [*options.numbers(lambdas, "--lambda")] or [None]
-    controls = [Control(policy, price, threshold, (), min_exit, max_exit, max_cost, *outcome, *pressure) for price in prices]
+    controls = [replace(control, lambda_=price) for price in prices]
 
     async def work() -> tuple[Measurement, BenchFrames, Model]:
         load = Load(streams, in_flight, batch, rate, warm_up, seconds, seed=seed)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -12,40 +12,29 @@ from rich import box
 from rich.table import Table
 
 from offramp_client.cli import options
-from offramp_client.cli.access import Access, with_access
+from offramp_client.cli.access import Access, read_access
 from offramp_client.cli.outcome import console, fail, run
+from offramp_client.cli.sharing import shares
 from offramp_client.errors import InvalidRequestError, SourceError
 from offramp_client.sources import read_image
 from offramp_client.types import Classification, Control
 from offramp_client.views import control_text
 
 
-@with_access
+@shares(control=options.read_control, access=read_access)
 def classify(
     access: Access,
+    control: Control,
     files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Images.", show_default=False)],
     address: options.Address = options.DEFAULT_ADDRESS,
     model: options.ModelName = "",
     version: options.Version = "",
     lambda_: options.Lambda = None,
-    threshold: options.Threshold = None,
-    policy: options.PolicyName = None,
-    min_exit: options.MinExit = None,
-    max_exit: options.MaxExit = None,
-    max_cost: options.MaxCost = None,
-    max_mean_cost: options.MaxMeanCost = None,
-    max_accuracy_drop: options.MaxAccuracyDrop = None,
-    confidence: options.Confidence = None,
-    max_latency_ms: options.MaxLatency = None,
-    allow_early_answer: options.AllowEarly = None,
-    allow_degrade: options.AllowDegrade = None,
     top_k: options.TopK = 1,
     as_json: options.AsJson = False,
 ) -> None:
     """Classify image files one by one. A file that cannot be classified is named on stderr, and the exit code is then 1."""
-    outcome = (max_mean_cost, max_accuracy_drop, confidence)
-    pressure = (max_latency_ms, allow_early_answer, allow_degrade)
-    control = Control(policy, lambda_, threshold, (), min_exit, max_exit, max_cost, *outcome, *pressure)
+    control = replace(control, lambda_=lambda_)
     answers: list[tuple[Path, Classification]] = []
 
     async def work() -> None:

@@ -9,9 +9,10 @@ import typer
 from rich import box
 from rich.table import Table
 
-from offramp_client.cli.access import Access, with_access
+from offramp_client.cli.access import Access, read_access
 from offramp_client.cli.options import DEFAULT_ADDRESS, Address, ModelName, Version
 from offramp_client.cli.outcome import console, run
+from offramp_client.cli.sharing import shares
 from offramp_client.types import Frontier, FrontierPoint, Health, Model, ModelSummary
 from offramp_client.views import control_text
 
@@ -19,7 +20,7 @@ FRONTIER_ROWS = 10
 """Rows that still read as a table; a frontier may have a hundred λ."""
 
 
-@with_access
+@shares(access=read_access)
 def models(access: Access, address: Address = DEFAULT_ADDRESS) -> None:
     """List the models that the server has loaded."""
 
@@ -35,7 +36,7 @@ def models(access: Access, address: Address = DEFAULT_ADDRESS) -> None:
     console().print(table)
 
 
-@with_access
+@shares(access=read_access)
 def points(
     access: Access,
     address: Address = DEFAULT_ADDRESS,
@@ -103,7 +104,7 @@ def _table(first: str, others: Iterable[str], title: str) -> Table:
     return table
 
 
-@with_access
+@shares(access=read_access)
 def health(
     access: Access,
     address: Address = DEFAULT_ADDRESS,

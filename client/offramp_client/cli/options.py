@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from offramp_client.cli.completion import complete_model, complete_version
-from offramp_client.types import Policy
+from offramp_client.types import Control, Policy
 
 Address = Annotated[  # eager: a model's name is completed by asking this server, wherever on the line it stands
     str, typer.Option(envvar="OFFRAMP_ADDRESS", metavar="HOST:PORT", help="The server.", is_eager=True)
@@ -49,6 +49,25 @@ AllowDegrade = Annotated[
 TopK = Annotated[int, typer.Option("--top-k", min=1, help="Class probabilities in each result.")]
 Window = Annotated[int, typer.Option("--window", min=1, help="Frames in flight at most.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
+
+
+def read_control(
+    threshold: Threshold = None,
+    policy: PolicyName = None,
+    min_exit: MinExit = None,
+    max_exit: MaxExit = None,
+    max_cost: MaxCost = None,
+    max_mean_cost: MaxMeanCost = None,
+    max_accuracy_drop: MaxAccuracyDrop = None,
+    confidence: Confidence = None,
+    max_latency_ms: MaxLatency = None,
+    allow_early_answer: AllowEarly = None,
+    allow_degrade: AllowDegrade = None,
+) -> Control:
+    """Return what the options say; λ is apart, since a command may take several."""
+    outcome = (max_mean_cost, max_accuracy_drop, confidence)
+    pressure = (max_latency_ms, allow_early_answer, allow_degrade)
+    return Control(policy, None, threshold, (), min_exit, max_exit, max_cost, *outcome, *pressure)
 
 
 def numbers(text: str, option: str) -> list[float]:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
+from dataclasses import replace
 from typing import Annotated
 
 import typer
 
 from offramp_client.cli import options
-from offramp_client.cli.access import Access, with_access
+from offramp_client.cli.access import Access, read_access
 from offramp_client.cli.outcome import console, fail, run
+from offramp_client.cli.sharing import shares
 from offramp_client.live import LiveView
 from offramp_client.sources import SourceFrame, open_source
 from offramp_client.streaming import ClassificationStream
@@ -22,25 +24,15 @@ WATCHABLE_FPS = 15.0
 """Rate of the demo where somebody watches it live and gave no rate."""
 
 
-@with_access
+@shares(control=options.read_control, access=read_access)
 def stream(
     access: Access,
+    control: Control,
     source: Annotated[str, typer.Argument(help="demo, camera, camera:N, a folder of images, an image or a video file.")] = "demo",
     address: options.Address = options.DEFAULT_ADDRESS,
     model: options.ModelName = "",
     version: options.Version = "",
     lambda_: options.Lambda = None,
-    threshold: options.Threshold = None,
-    policy: options.PolicyName = None,
-    min_exit: options.MinExit = None,
-    max_exit: options.MaxExit = None,
-    max_cost: options.MaxCost = None,
-    max_mean_cost: options.MaxMeanCost = None,
-    max_accuracy_drop: options.MaxAccuracyDrop = None,
-    confidence: options.Confidence = None,
-    max_latency_ms: options.MaxLatency = None,
-    allow_early_answer: options.AllowEarly = None,
-    allow_degrade: options.AllowDegrade = None,
     top_k: options.TopK = 1,
     window: options.Window = 32,
     frames: Annotated[int | None, typer.Option(min=1, help="End after so many frames.")] = None,
@@ -55,11 +47,9 @@ def stream(
     as_json: options.AsJson = False,
 ) -> None:
     """Stream frames to the server and watch where they leave the network. Ctrl-C ends it and prints the summary."""
-    outcome = (max_mean_cost, max_accuracy_drop, confidence)
-    pressure = (max_latency_ms, allow_early_answer, allow_degrade)
-    control = Control(policy, lambda_, threshold, (), min_exit, max_exit, max_cost, *outcome, *pressure)
+    control = replace(control, lambda_=lambda_)
     schedule = options.numbers(lambda_schedule, "--lambda-schedule") if lambda_schedule else []
-    if schedule and outcome != (None, None, None):
+    if schedule and (control.max_mean_cost, control.max_accuracy_drop, control.confidence) != (None, None, None):
         raise typer.BadParameter("can't be given with a wanted outcome, which chooses lambda", param_hint="--lambda-schedule")
     out, tally = console(), Tally()
     live = out.is_terminal and not plain and not as_json

@@ -16,8 +16,9 @@ from rich.table import Table
 
 from offramp_client import sweep as measuring
 from offramp_client.cli import options
-from offramp_client.cli.access import Access, with_access
+from offramp_client.cli.access import Access, read_access
 from offramp_client.cli.outcome import console, run
+from offramp_client.cli.sharing import shares
 from offramp_client.plot import plotter
 from offramp_client.sources import labelled_images
 from offramp_client.sweep import SweepPoint
@@ -25,7 +26,7 @@ from offramp_client.types import Control, ControlFields
 from offramp_client.views import control_text
 
 
-@with_access
+@shares(access=read_access)
 def sweep(
     access: Access,
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Labelled images: <class>/<image>.", show_default=False)],
