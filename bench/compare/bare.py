@@ -54,25 +54,15 @@ class BareLoop:
         return _timed(lambda: self._run_on(order, queues, batch), seconds)
 
     def uncut(self, batch: int, seconds: float) -> dict[str, Any]:
-        """Run the uncut graph, or all stages in a row where there is none."""
+        """Run the uncut network, in batches of `batch`, for so long."""
         order = _endless(len(self._images))
 
         def run() -> int:
             images = [self._images[next(order)] for _ in range(batch)]
-            self._whole(images)
+            self._backend.run_whole(self._backend.prepare(images))
             return batch
 
         return _timed(run, seconds)
-
-    def _whole(self, images: list[np.ndarray]) -> None:
-        features = self._backend.prepare(images)
-        if hasattr(self._backend, "run_whole"):
-            self._backend.run_whole(features)
-            return
-        logits_NEC = torch.zeros(len(images), 0, self._backend.classes)
-        for stage in range(1, self._backend.exits + 1):
-            result = self._backend.run_stage(stage, features, logits_NEC)
-            features, logits_NEC = result.features, result.logits_NEC
 
     def _run_on(self, order: Iterator[int], queues: list[_Queue], batch: int) -> int:
         """Take `batch` new frames through stage 1, then through each later stage for which a full batch has come together.
@@ -168,13 +158,13 @@ def _endless(count: int) -> Iterator[int]:
 
 
 def main() -> None:
-    """`bare.py BUNDLE IMAGES.npy CONTROL(JSON) TORCH_THREADS`."""
-    folder, images, control, threads = sys.argv[1:]
-    if int(threads):
-        torch.set_num_threads(int(threads))
+    """`bare.py BUNDLE IMAGES.npy CONTROL(JSON)`."""
+    folder, images, control = sys.argv[1:]
     bundle, images_NHWC = open_bundle(Path(folder)), np.load(images)
     with torch.inference_mode():
         backend = load_backend(bundle, Wish(device="cpu"))
+        if backend.name == "openvino":  # as the server does
+            torch.set_num_threads(1)
         loop = BareLoop(backend, images_NHWC, Control.model_validate_json(control))
         said: Any = {"backend": backend.name, "device": backend.device_description, "exits": loop.exits_N}
         print(json.dumps(said), flush=True)

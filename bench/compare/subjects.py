@@ -41,9 +41,7 @@ class Frames:
 
 
 class OfframpServer:
-    """Offramp, on a bundle, with its settings as they come but for what docs/benchmark.md names."""
-
-    name = "offramp"
+    """Offramp, on a bundle, with its settings as they come."""
 
     def __init__(self, bundle: Bundle, folder: Path) -> None:
         """Start it."""
@@ -55,12 +53,10 @@ class OfframpServer:
             "http-port": 0,
             "ready-file": self._ready,
             "device": "cpu",
-            "torch-threads": torch_threads(bundle),
             "log-level": "warning",
         }
         command = [sys.executable, "-m", "offramp_server", *(f"--{name}={value}" for name, value in flags.items())]
         self.process = ServerProcess(command, _our_path(), folder / "offramp.log", folder)
-        self.settings = {name: flags[name] for name in ("device", "torch-threads")}
 
     async def until_ready(self) -> None:
         """Return once it serves. Raises StartError."""
@@ -128,8 +124,8 @@ class Bare:
         """Start it; it decides the exits of the frames under a bundle's control, given as JSON."""
         images = folder / "images.npy"
         np.save(images, frames.images_NHWC)
-        program, threads = Path(__file__).with_name("bare.py"), str(torch_threads(bundle))
-        command = [sys.executable, str(program), str(bundle.path), str(images), control, threads]
+        program = Path(__file__).with_name("bare.py")
+        command = [sys.executable, str(program), str(bundle.path), str(images), control]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         self.about = self._read()
 
@@ -150,11 +146,6 @@ class Bare:
         if not line:
             raise StartError("the bare loop's process ended; its own message is above")
         return json.loads(line)
-
-
-def torch_threads(bundle: Bundle) -> int:
-    """As docs/backends.md advises: with OpenVINO, one thread for torch; else 0, which leaves it to torch."""
-    return 1 if bundle.manifest.graphs is not None else 0
 
 
 def free_ports(count: int) -> list[int]:
