@@ -6,7 +6,7 @@ from typing import Any
 
 from offramp_model.network import NetworkConfig
 from offramp_training.beside import beside_markdown, load_reference
-from offramp_training.config import BackboneConfig, JobConfig, JointConfig, Precision
+from offramp_training.config import BackboneConfig, JobConfig, JointConfig
 from offramp_training.recoding import recoded_markdown
 from offramp_training.report import lambda_unit, paper_markdown, proof_markdown, table
 from offramp_training.run_directory import RunDirectory
@@ -106,22 +106,25 @@ def _graphs(metrics: dict[str, Any]) -> str:
 Under the default control {measured["same_exit"]:.2%} of the select images leave at the same exit in int8 as in float32."""
 
 
-def _backbone_training(config: BackboneConfig, precision: Precision) -> str:
+def _backbone_training(config: BackboneConfig, result: dict[str, Any]) -> str:
     if not config.phases:
         return "weights trained before, taken as they are."
     phases = ", ".join(f"{phase.epochs} at {phase.size} pixels" for phase in config.phases)
     cut_out = f", cut-out of {config.cut_out} pixels" if config.cut_out else ""
     earlier = ", going on from weights trained before" if config.start_from else ""
+    seen = [epoch["images"] for epoch in result["history"]]
+    pruned = sum(images < max(seen) for images in seen)
     pruning = (
-        f" In all but the last epochs an image whose last loss lay under the mean sat out with probability {config.pruning:g}."
-        if config.pruning
+        f" In {pruned} of the epochs images whose last loss lay under the mean sat out with probability {config.pruning:g}."
+        if pruned
         else ""
     )
     joint = f" {_joint(config.joint)}" if config.joint else ""
+    numbers = "bfloat16" if result["precision"] == "bf16-mixed" else "float32"
     return f"""\
 SGD with Nesterov momentum {config.momentum:g}, one-cycle rate up to {config.peak_rate:g}, batches of
   {config.batch_size}, weight decay {config.weight_decay:g}, label smoothing {config.label_smoothing:g}, random crop
-  and flip{cut_out}; epochs: {phases}{earlier}; {"bfloat16" if precision == "bf16-mixed" else "float32"}.{pruning}{joint}"""
+  and flip{cut_out}; epochs: {phases}{earlier}; {numbers}.{pruning}{joint}"""
 
 
 def _how(job: JobConfig, results: dict[str, Any]) -> str:
@@ -139,7 +142,7 @@ def _how(job: JobConfig, results: dict[str, Any]) -> str:
 
 Seed {job.seed}. {job.data.held_out_fraction:.0%} of the training images were held out, stratified by class.
 
-- Backbone: {_backbone_training(config, backbone["precision"])} Frozen from then on.
+- Backbone: {_backbone_training(config, backbone)} Frozen from then on.
   Held-out accuracy of the full network: {backbone["held_out_accuracy"]:.4f}; rounded to half precision, on the select part:
   {heads["full_select"]["accuracy"]:.4f}.
 - {_heads(job, heads)}

@@ -6,7 +6,8 @@ import torch
 from torch import Generator, Tensor
 
 FULL_SHARE = 0.125
-"""Share of the epochs, at the end, that see every image: what is left of the pruning's bias vanishes in them."""
+"""Share of the epochs, at the end, that see every image: what is left of the pruning's bias vanishes in them. Rounded down: of
+fewer than eight epochs none does."""
 
 
 def prune(losses_N: Tensor, probability: float, generator: Generator) -> tuple[Tensor, Tensor]:
