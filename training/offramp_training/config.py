@@ -26,6 +26,8 @@ from offramp_model.network import NetworkConfig
 from offramp_training.presets import PRESETS
 from offramp_training.utilities import Utility
 
+Price = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+"""λ."""
 Precision = Literal["32-true", "bf16-mixed"]
 """bf16 helps where the processor has it (AMX, AVX512-BF16, CUDA); elsewhere it is far slower than float32."""
 
@@ -72,7 +74,7 @@ class SizePhase(_Section):
 class JointConfig(_Section):
     """How the exits are trained together with the backbone (docs/joint.md)."""
 
-    lambdas: tuple[Annotated[float, Field(ge=0, allow_inf_nan=False)], ...] = Field(default=(0, 0.5, 1, 2), min_length=1)
+    lambdas: tuple[Price, ...] = Field(default=(0, 0.5, 1, 2), min_length=1)
     """λ of the E-step, in nats per full network's compute; the responsibilities are means over them."""
     floor: Annotated[float, Field(ge=0, le=1)] = 0.5
     """Least weight of any exit on any image; their mean over the exits is 1."""
@@ -172,7 +174,7 @@ class ForecastConfig(_Section):
 class RoutersConfig(_Section):
     """λ to report, and the EM (paper, sections 4.3 and 4.4) of `network.router_kind: bank`, for every λ at once."""
 
-    lambdas: tuple[Annotated[float, Field(ge=0, allow_inf_nan=False)], ...] = Field(min_length=2)
+    lambdas: tuple[Price, ...] = Field(min_length=2)
     """The bank's grid, in nats per full network's compute; for `forecast`, in accuracy per full network's compute, the λ that
     tables and plots show."""
     prior: Literal["learned", "uniform"] = "learned"
@@ -220,19 +222,7 @@ class ProofConfig(_Section):
     """Seeds of heads and routers; the first is published, whatever the others give."""
     beside: tuple[Literal["bank", "paper"], ...] = ()
     """`bank`: the paper's routers on the published heads; `paper`: the paper's heads and routers."""
-    bank_lambdas: tuple[Annotated[float, Field(ge=0, allow_inf_nan=False)], ...] = (
-        0,
-        0.1,
-        0.2,
-        0.35,
-        0.5,
-        0.75,
-        1,
-        1.5,
-        2,
-        3,
-        20,
-    )
+    bank_lambdas: tuple[Price, ...] = (0, 0.1, 0.2, 0.35, 0.5, 0.75, 1, 1.5, 2, 3, 20)
     """The grid of these banks, in nats per full network's compute."""
     bank_router_hidden: PositiveInt = 16
     """Hidden units of these banks' routers, whatever `network.router_hidden` is."""
