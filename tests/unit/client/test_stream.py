@@ -241,13 +241,19 @@ async def test_closing_the_client_ends_its_streams(server: FakeServer) -> None:
 
 
 async def test_an_exception_in_the_source_reaches_the_caller_and_cancels_the_call(server: FakeServer, client: Client) -> None:
+    answered = asyncio.Event()
+
     async def source() -> AsyncIterator[np.ndarray]:
         yield IMAGE
-        await server.until_frames(1)  # else the call might be cancelled before the server has heard of it
+        await answered.wait()  # gRPC may tell a server nothing of a call that is cancelled while the server writes
         raise OSError("camera unplugged")
 
+    async def read() -> None:
+        async for _ in client.stream(source()):
+            answered.set()
+
     with pytest.raises(OSError, match="camera unplugged"):
-        await collect(client.stream(source()))
+        await read()
     async with asyncio.timeout(10):
         await server.cancelled.wait()
 
