@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import os
 import platform
 import statistics
 from collections.abc import AsyncIterator, Sequence
@@ -87,8 +88,8 @@ class Setup:
 
 @asynccontextmanager
 async def running(setup: Setup, limits: EngineLimits, choose: Strategy = choose_lane) -> AsyncIterator[Engine]:
-    """A warm engine on one thread."""
-    with ThreadPoolExecutor(1) as executor:
+    """A warm engine, with a thread for each share of the backend."""
+    with ThreadPoolExecutor(os.cpu_count(), initializer=torch.set_num_threads, initargs=(1,)) as executor:
         engine = Engine(setup.backend, limits, _Silent(), executor, prices=setup.prices, choose=choose)
         await engine.start()
         try:

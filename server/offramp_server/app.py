@@ -74,13 +74,14 @@ class Server:
         self._http = HttpServer(make_app(self._registry, lambda: self._grpc is not None and self._grpc.is_ready))
         self._grpc: GrpcServer | None = None
         self._tracing = tracing
-        # one thread for the device: engines take turns there, and none of them blocks the loop
-        self._device = ThreadPoolExecutor(1, "device")
+        torch_threads = settings.torch_threads or torch.get_num_threads()
+        # networks run off the loop, and engines take turns there: torch's batches one at a time, on all cores or a GPU,
+        # OpenVINO's several at once; torch has one thread beside those, or its own would hold the cores that they wait for
+        self._device = ThreadPoolExecutor(1, "device", torch.set_num_threads, (torch_threads,))
+        self._cores = ThreadPoolExecutor(os.cpu_count(), "core", torch.set_num_threads, (1,))
         self._decoders = ThreadPoolExecutor(settings.decode_threads, "decode")
         # loading and warming up beside it, so that a new version keeps nobody waiting
-        self._torch_threads = settings.torch_threads or torch.get_num_threads()
-        self._loader = ThreadPoolExecutor(1, "load", torch.set_num_threads, (self._torch_threads,))
-        self._runtimes = set[str]()
+        self._loader = ThreadPoolExecutor(1, "load", torch.set_num_threads, (torch_threads,))
         self._store = BundleStore(settings.store, settings.allow_factory)
         self._models = ModelRegistry(self._store, self._catalogue, self._start_model, self._loader, self._update_health)
         self.grpc_address = self.http_address = ""
@@ -123,7 +124,7 @@ class Server:
         await self._http.stop()
         if self._tracing is not None:
             await asyncio.to_thread(self._tracing.close)  # sends what is left, to a collector that may be slow
-        for executor in (self._device, self._decoders, self._loader):
+        for executor in (self._device, self._cores, self._decoders, self._loader):
             executor.shutdown(wait=False, cancel_futures=True)
         logger.info("stopped")
 
@@ -169,12 +170,9 @@ class Server:
         drift = DriftWindow(controls.default.frame_control, manifest.drift_histograms(), self._settings.drift_window)
         metrics = ModelMetrics(self._families, names, runtime, costs.exit_macs, costs.full_macs, drift, backend.reason)
         limits = EngineLimits(self._settings.max_batch, self._settings.max_in_flight, self._settings.max_stage_wait_ms)
-        engine = Engine(backend, limits, metrics, self._device, self._clock, price_table_of(manifest))
+        executor = self._cores if backend.name == "openvino" else self._device
+        engine = Engine(backend, limits, metrics, executor, self._clock, price_table_of(manifest))
         await engine.start(self._loader)
-        self._runtimes.add(backend.name)
-        # beside OpenVINO's own threads torch's would wait for the same cores, and hold them while they wait
-        threads = 1 if self._runtimes == {"openvino"} else self._torch_threads
-        await loop.run_in_executor(self._device, torch.set_num_threads, threads)
         return ServedModel(manifest, controls, engine, metrics, *runtime, backend_reason=backend.reason)
 
     def _choose_backend(self, bundle: Bundle, device: str) -> Backend:

@@ -101,7 +101,7 @@ class Settings(BaseSettings):
     precision: Literal["auto", "int8", "bf16", "f32"] = Field(
         "auto", description="number format: int8 (OpenVINO alone), bf16, f32, or auto, the fastest that the bundle vouches for"
     )
-    openvino_threads: NonNegativeInt = Field(0, description="threads of one forward pass in OpenVINO; 0 leaves it to OpenVINO")
+    openvino_threads: NonNegativeInt = Field(0, description="cores that OpenVINO takes; 0 leaves it to OpenVINO")
     torch_threads: NonNegativeInt = Field(0, description="threads of torch's forward passes on the CPU; 0 leaves it to torch")
 
     max_batch: PositiveInt = Field(32, description="frames in one batch")

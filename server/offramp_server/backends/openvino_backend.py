@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
+from copy import copy
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -18,10 +20,14 @@ from offramp_model.routing import halting_rule
 from offramp_server.engine.types import StageResult
 
 if TYPE_CHECKING:
-    from openvino import Core, InferRequest, Model
+    from openvino import CompiledModel, Core, InferRequest, Model
 
 OpenVinoPrecision = Literal["int8", "bf16", "f32"]
 _NAMES: dict[OpenVinoPrecision, str] = {"int8": "int8", "bf16": "bfloat16", "f32": "float32"}
+
+
+MAX_SHARES = 8
+"""Of many cores each share gets several, so that latency does not grow with their number."""
 
 
 class OpenVinoBackend:
@@ -47,25 +53,35 @@ class OpenVinoBackend:
         folder = bundle.path / FOLDER / ("int8" if precision == "int8" else "float")
         tensors = {} if precision == "int8" else load_file(bundle.path / WEIGHTS)
         # heads, routers and whatever else an int8 graph leaves in float are run in float32
-        options: dict[str, Any] = {
-            "PERFORMANCE_HINT": "LATENCY",
-            "INFERENCE_PRECISION_HINT": "bf16" if precision == "bf16" else "f32",
-        }
-        if threads:
-            options["INFERENCE_NUM_THREADS"] = threads
+        hint = {"INFERENCE_PRECISION_HINT": "bf16" if precision == "bf16" else "f32"}
         core = _openvino().Core()
 
-        def load(name: str, *, of_floats: bool = False) -> InferRequest:
+        def load(name: str, *, of_floats: bool = False) -> _Compiled:
             path = folder / f"{name}.xml"
             try:
-                model = _read(core, path, tensors, of_floats)
-                return core.compile_model(model, "CPU", options).create_infer_request()
+                return _compile(core, _read(core, path, tensors, of_floats), hint, threads)
             except RuntimeError as error:
                 raise BundleError(path, f"can't be run by OpenVINO ({str(error).strip().splitlines()[-1]})") from error
 
-        self._stages = [load(f"stage{exit}") for exit in range(1, self.exits + 1)]
-        self._first_of_floats = load("stage1", of_floats=True)
-        self._whole = load(WHOLE)
+        stages = [load(f"stage{exit}") for exit in range(1, self.exits + 1)]
+        self._compiled = (*stages, load("stage1", of_floats=True), load(WHOLE))
+        self._use([each.alone for each in self._compiled])
+
+    def _use(self, models: Sequence[CompiledModel]) -> None:
+        """Run these: the stages, the first of floats, and the whole."""
+        *self._stages, self._first_of_floats, self._whole = [model.create_infer_request() for model in models]
+
+    def split(self) -> list[OpenVinoBackend]:
+        """One for each core, and for several where there are more than `MAX_SHARES`; none on a single one.
+
+        A core that other work holds up does not hold up the rest then, as it does where all run one batch.
+        """
+        shares = []
+        for models in zip(*(each.shares for each in self._compiled), strict=True):
+            share = copy(self)
+            share._use(models)
+            shares.append(share)
+        return shares
 
     def prepare(self, images: Sequence[np.ndarray]) -> Tensor:
         """Stack uint8 (H, W, 3) images as they are: the graph normalises. float32 (3, H, W) ones become float32 pixels.
@@ -127,6 +143,25 @@ def _read(core: Core, path: Path, tensors: Mapping[str, Tensor], of_floats: bool
             parameter.set_element_type(_openvino().Type.f32)
     model.validate_nodes_and_infer_types()
     return model
+
+
+@dataclass(frozen=True, slots=True)
+class _Compiled:
+    """One graph, for a batch on all cores and for batches on a share of them each."""
+
+    alone: CompiledModel
+    shares: list[CompiledModel]
+    """Empty on a single core."""
+
+
+def _compile(core: Core, model: Model, hint: Mapping[str, str], threads: int) -> _Compiled:
+    wanted = {"INFERENCE_NUM_THREADS": threads} if threads else {}
+    alone = core.compile_model(model, "CPU", {**hint, **wanted, "PERFORMANCE_HINT": "LATENCY"})
+    cores = alone.get_property("INFERENCE_NUM_THREADS")
+    count = min(cores, MAX_SHARES) if cores > 1 else 0
+    # compiled for each share: streams of one compiled model are pinned to cores, and those of two models to the same ones
+    share = {**hint, "NUM_STREAMS": 1, "INFERENCE_NUM_THREADS": cores // max(count, 1), "ENABLE_CPU_PINNING": False}
+    return _Compiled(alone, [core.compile_model(model, "CPU", share) for _ in range(count)])
 
 
 def _infer(request: InferRequest, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -78,6 +78,10 @@ class TorchBackend:
             routers += [result.router_output] if result.router_output is not None else []
         return logits_NEC, routers
 
+    def split(self) -> Sequence[TorchBackend]:
+        """Not at all: torch's threads run one batch best."""
+        return ()
+
     def _run(self, exit: int, features: Tensor, earlier_NEC: Tensor) -> StageResult:
         output = self._network.stage(exit, features, earlier_NEC)
         return StageResult(output.features_NCHW.to(self._features_type), output.logits_NEC, output.router_output)

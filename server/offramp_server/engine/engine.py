@@ -19,7 +19,7 @@ from offramp_server.errors import OverloadedError, UnavailableError
 
 
 class Engine:
-    """Serves one network. All methods are called on one asyncio loop; batches run in the executor's thread (`worker.py`)."""
+    """Serves one network. All methods are called on one asyncio loop; batches run in the executor's threads (`worker.py`)."""
 
     def __init__(
         self,
@@ -31,7 +31,8 @@ class Engine:
         prices: PriceTable | None = None,
         choose: Strategy = choose_lane,
     ) -> None:
-        """`prices` are the model's, for frames that may be degraded; `choose` says which lane runs next."""
+        """`executor` has a thread for every batch that `backend` may run at the same time; `prices` are the model's, for frames
+        that may be degraded; `choose` says which lane runs next."""
         self._limits, self._metrics, self._executor, self._clock = limits, metrics, executor, clock
         self._prices = prices or PriceTable()
         self._worker = Worker(backend, limits, executor, clock, choose, self._report)
@@ -105,7 +106,7 @@ class Engine:
     # --- after a turn -------------------------------------------------------------------------------------------------
 
     def _report(self, turn: Turn) -> None:
-        """In the executor's thread: the one hand-over to the event loop that a turn makes."""
+        """In a thread of the executor: the one hand-over to the event loop that a turn makes."""
         assert self._loop is not None
         if not self._loop.is_closed():
             self._loop.call_soon_threadsafe(self._finish, turn)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import groupby, pairwise
 
@@ -86,11 +87,22 @@ def run_whole(backend: Backend, images: Sequence[np.ndarray], controls: Sequence
         return Outcome([False] * count, halting, *_readable(decision.probabilities_NC), [None] * count)
 
 
-def warm_up(backend: Backend, max_batch: int, clock: Callable[[], float], ran: Callable[[str, int, float], None]) -> None:
+def warm_up(
+    backends: Sequence[Backend], max_batch: int, clock: Callable[[], float], ran: Callable[[str, int, float], None]
+) -> None:
     """Run everything on blank frames at batch 1 and at the full batch, so that no caller pays for first-time work.
 
-    The second run of each is reported to `ran` as (stage or `whole`, frames, seconds).
+    The second run of each is reported to `ran` as (stage or `whole`, frames, seconds). Several backends run at the same time, as
+    they will when they serve.
     """
+    if len(backends) > 1:
+        with ThreadPoolExecutor(len(backends)) as threads:
+            list(threads.map(lambda backend: _warm_up(backend, max_batch, clock, ran), backends))
+    elif backends:
+        _warm_up(backends[0], max_batch, clock, ran)
+
+
+def _warm_up(backend: Backend, max_batch: int, clock: Callable[[], float], ran: Callable[[str, int, float], None]) -> None:
     blank = np.zeros((backend.input_size, backend.input_size, 3), np.uint8)
     with torch.inference_mode():
         for size in dict.fromkeys((1, max_batch)):

@@ -60,7 +60,11 @@ class Lane:
         """`stage` is the one that its batches begin with; an `entry` takes frames from callers."""
         self.name, self.stage, self.entry = name, stage, entry
         self.rows = deque[Row]()
-        self.pace = Pace(max_batch)
+        self._paces = {alone: Pace(max_batch) for alone in (True, False)}
+
+    def pace(self, *, alone: bool) -> Pace:
+        """How long its batches take: with the whole device to itself, or on a share of it."""
+        return self._paces[alone]
 
 
 class Lanes:

@@ -102,7 +102,7 @@ class StageResult:
 class Backend(Protocol):
     """One network on one runtime, stage by stage, batch first; it knows nothing of requests.
 
-    Methods are called from the executor's thread, one at a time.
+    Methods are called from the executor's threads, one at a time.
     """
 
     name: str
@@ -133,6 +133,13 @@ class Backend(Protocol):
         """Run every stage on what `prepare` gives for uint8 images, for frames that go to the last exit anyway.
 
         Returns the class logits of every exit, shape (N, K, classes), and the output of each router, from exit 1 on.
+        """
+        ...
+
+    def split(self) -> Sequence[Backend]:
+        """The same network several times, each on its share of the device's cores, to run batches at the same time.
+
+        None where a batch is best run by the whole device. What `self` and its shares run is independent of one another.
         """
         ...
 

@@ -1,4 +1,4 @@
-"""The executor's side of the engine: takes turns there, each of which runs one batch and reports to the event loop once."""
+"""The executors' side of the engine: takes turns there, each of which runs one batch and reports to the event loop once."""
 
 from __future__ import annotations
 
@@ -24,10 +24,12 @@ FAULT = "the network could not be run on this frame"
 NOT_FINITE = "the network gave no finite probabilities for this frame"
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Turn:
     """What one turn did, for the event loop."""
 
+    alone: bool = True
+    """Whether its batch had the device to itself when it began."""
     lane: str = ""
     """Stage or `whole`; empty where no batch ran."""
     seconds: float = 0.0
@@ -41,7 +43,10 @@ class Turn:
 class Worker:
     """Runs one network's batches. `put` may be called from any thread; everything else happens in the executor, turn by turn.
 
-    A turn ends by asking for the next one while there is work, so that several workers on one executor alternate.
+    A backend that splits runs as many turns at the same time as it has shares. A batch with nothing beside it and nothing
+    behind it gets the whole device, so that a lone frame is answered soonest; else each gets a share, so that no batch waits
+    for a core that another thread holds. A turn ends by asking for the next one while there is work, so that several workers
+    on one executor alternate.
     """
 
     def __init__(
@@ -53,73 +58,116 @@ class Worker:
         choose: Strategy,
         report: Callable[[Turn], None],
     ) -> None:
-        """`report` is called in the executor's thread, once a turn."""
+        """`report` is called in the executor's threads, once a turn."""
         self._backend, self._limits, self._executor, self._clock = backend, limits, executor, clock
         self._choose, self._report = choose, report
+        self._shares = list[Backend]()
+        """Those that no turn uses now."""
+        self._most = 1
+        """Turns at the same time."""
         self._lanes = Lanes(backend.exits, limits.max_batch)
         self._inbox = deque[Row]()
-        self._lock = threading.Lock()
-        self._has_turn = self._stopped = False
+        self._busy_until = dict[Turn, float]()
+        """When the batches that run now are expected to end."""
+        self._queues = threading.Lock()  # over lanes, shares and busy_until
+        self._turns = 0
+        self._stopped = False
+        self._gate = threading.Lock()  # over the two above; never held for long, since the event loop takes it
 
     def warm_up(self) -> None:
         """Run everything once and learn how long it takes; before the first `put`, in any thread."""
-        execution.warm_up(self._backend, self._limits.max_batch, self._clock, self._learn)
+        self._shares = list(self._backend.split())
+        self._most = max(1, len(self._shares))
+        execution.warm_up([self._backend], self._limits.max_batch, self._clock, self._learner(alone=True))
+        execution.warm_up(self._shares, self._limits.max_batch, self._clock, self._learner(alone=False))
 
     def put(self, row: Row) -> None:
         """Queue a new frame, and see to it that a turn comes."""
         self._inbox.append(row)
-        with self._lock:
-            if self._has_turn or self._stopped:
-                return
-            self._has_turn = True
-        self._executor.submit(self._take_turn)
+        self._ask_for_turn()
 
     def stop(self) -> None:
         """Run no further batch; what is queued stays where it is."""
-        with self._lock:
+        with self._gate:
             self._stopped = True
 
     # --- a turn -------------------------------------------------------------------------------------------------------
+
+    def _ask_for_turn(self) -> None:
+        with self._gate:
+            if self._stopped or self._turns == self._most:
+                return
+            self._turns += 1
+        self._executor.submit(self._take_turn)
 
     def _take_turn(self) -> None:
         try:
             self._run_turn()
         except Exception:  # else the engine would stand still, and nobody would know why
             logger.exception("a turn of the engine failed")
-        with self._lock:
-            self._has_turn = not self._stopped and (bool(self._inbox) or any(lane.rows for lane in self._lanes.all))
-            if self._has_turn:
-                self._executor.submit(self._take_turn)
+        with self._gate:
+            self._turns -= 1
+        if self._has_work():
+            self._ask_for_turn()
+
+    def _has_work(self) -> bool:
+        return bool(self._inbox) or any(lane.rows for lane in self._lanes.all)
 
     def _run_turn(self) -> None:
-        while self._inbox:
-            self._lanes.enter(self._inbox.popleft())
-        lane = None if self._stopped else self._choose_lane()
-        if lane is not None:
-            turn = Turn()
+        turn = Turn()
+        with self._queues:
+            while self._inbox:
+                self._lanes.enter(self._inbox.popleft())
+            lane = None if self._stopped else self._choose_lane()
+            if lane is None:
+                return
+            turn.alone = not self._shares or not (self._busy_until or self._leaves_work(lane))
             self._answer_early(lane, turn)
-            if rows := self._take(lane, turn):
-                self._run(lane, rows, turn)
-            self._report(turn)
+            rows = self._take(lane, turn)
+            backend = self._backend if turn.alone else self._shares.pop()
+        try:
+            if self._has_work():
+                self._ask_for_turn()
+            if rows:
+                self._run(backend, lane, rows, turn)
+        finally:
+            with self._queues:
+                self._busy_until.pop(turn, None)
+                if not turn.alone:
+                    self._shares.append(backend)
+        self._report(turn)
 
     def _choose_lane(self) -> Lane | None:
         now, lanes = self._clock(), self._lanes.all
+        alone = self._most == 1
         states = [
-            LaneState(lane.entry, len(lane.rows), now - lane.rows[0].queued_at if lane.rows else 0.0, lane.pace.efficient)
+            LaneState(
+                lane.entry,
+                len(lane.rows),
+                now - lane.rows[0].queued_at if lane.rows else 0.0,
+                lane.pace(alone=alone).efficient,
+            )
             for lane in lanes
         ]
         chosen = self._choose(states, self._limits.max_stage_wait_ms / 1000)
         return None if chosen is None else lanes[chosen]
 
+    def _leaves_work(self, chosen: Lane) -> bool:
+        """Whether frames are left in the lanes once the chosen one's batch has been taken."""
+        return any(len(lane.rows) > (self._limits.max_batch if lane is chosen else 0) for lane in self._lanes.all)
+
     def _answer_early(self, chosen: Lane, turn: Turn) -> None:
         """Answer the frames that may be answered early and could not be in time once the chosen lane's batch has run."""
         now = self._clock()
-        free_at = now + self._expect(chosen)
+        ends_at = now + self._expect(chosen, turn)
+        others = [max(now, end) for end in self._busy_until.values()]
+        self._busy_until[turn] = ends_at
+        free_at = min((ends_at, *others)) if len(others) + 1 == self._most else now
         for lane in self._lanes.later:
-            ends = free_at if lane is chosen else free_at + self._expect(lane)
+            ends = ends_at if lane is chosen else free_at + self._expect(lane, turn)
             if not any(ends > row.deadline and row.held is not None for row in lane.rows):
                 continue
-            lane.pace.doubt()
+            lane.pace(alone=turn.alone).doubt()
             rows, lane.rows = lane.rows, deque()
             for row in rows:
                 if ends > row.deadline and row.held is not None:
@@ -128,9 +176,9 @@ class Worker:
                 else:
                     lane.rows.append(row)
 
-    def _expect(self, lane: Lane) -> float:
+    def _expect(self, lane: Lane, turn: Turn) -> float:
         """Seconds for which the lane's next batch would run."""
-        return lane.pace.seconds(min(len(lane.rows), self._limits.max_batch)) if lane.rows else 0.0
+        return lane.pace(alone=turn.alone).seconds(min(len(lane.rows), self._limits.max_batch)) if lane.rows else 0.0
 
     def _take(self, lane: Lane, turn: Turn) -> list[Row]:
         """Up to a batch of frames whose callers still wait for them; the others are dropped here, before they run."""
@@ -146,13 +194,13 @@ class Worker:
                 rows.append(row)
         return rows
 
-    def _run(self, lane: Lane, rows: list[Row], turn: Turn) -> None:
+    def _run(self, backend: Backend, lane: Lane, rows: list[Row], turn: Turn) -> None:
         began, controls = self._clock(), [row.control for row in rows]
         try:
             if lane.name == WHOLE:
-                outcome = execution.run_whole(self._backend, [row.frame.image for row in rows], controls)
+                outcome = execution.run_whole(backend, [row.frame.image for row in rows], controls)
             else:
-                outcome = execution.run_stage(self._backend, lane.stage, [row.input for row in rows], controls)
+                outcome = execution.run_stage(backend, lane.stage, [row.input for row in rows], controls)
         except Exception:
             logger.exception("stage %s failed on a batch of %d", lane.name, len(rows))
             turn.dropped += [(row, "failed", ExecutionError(FAULT)) for row in rows]
@@ -160,16 +208,20 @@ class Worker:
         ended = self._clock()
         turn.lane, turn.seconds = lane.name, ended - began
         turn.waits = [began - row.queued_at for row in rows]
-        lane.pace.ran(len(rows), turn.seconds)
         for index, row in enumerate(rows):
             row.queue_seconds += turn.waits[index]
             row.compute_seconds += turn.seconds
             row.stages += (StageTime(lane.name, turn.waits[index] * 1000, turn.seconds * 1000),)
             row.halting += outcome.halting[index]
-        self._release(rows, self._backend.exits if lane.name == WHOLE else lane.stage, outcome, ended, turn)
+        staying = self._release(rows, backend.exits if lane.name == WHOLE else lane.stage, outcome, ended, turn)
+        with self._queues:
+            lane.pace(alone=turn.alone).ran(len(rows), turn.seconds)
+            if staying:
+                self._lanes.after(lane.stage).rows.extend(staying)
 
-    def _release(self, rows: list[Row], exit: int, outcome: Outcome, now: float, turn: Turn) -> None:
-        """Answer the frames that leave at `exit`, and queue the others for their next stage."""
+    def _release(self, rows: list[Row], exit: int, outcome: Outcome, now: float, turn: Turn) -> list[Row]:
+        """Answer the frames that leave at `exit`; returns the others, made ready for their next stage."""
+        staying = []
         fields = (outcome.places, outcome.by_policy, outcome.sound, outcome.probabilities_NC)
         for row, place, by_policy, sound, probabilities in zip(rows, *fields, strict=True):
             row.exit = exit
@@ -177,7 +229,7 @@ class Worker:
                 may_leave = row.control.allow_early_answer and exit >= row.control.min_exit and row.deadline < math.inf
                 row.held = probabilities.copy() if may_leave and sound else None
                 row.input, row.queued_at = place, now
-                self._lanes.after(exit).rows.append(row)
+                staying.append(row)
             elif sound:
                 if by_policy:
                     reason = ExitReason.POLICY
@@ -187,7 +239,12 @@ class Worker:
             else:
                 logger.error("exit %d gave probabilities that are not finite", exit)
                 turn.dropped.append((row, "failed", ExecutionError(NOT_FINITE)))
+        return staying
 
-    def _learn(self, lane: str, size: int, seconds: float) -> None:
-        for each in self._lanes.named(lane):
-            each.pace.ran(size, seconds)
+    def _learner(self, *, alone: bool) -> Callable[[str, int, float], None]:
+        def learn(lane: str, size: int, seconds: float) -> None:
+            with self._queues:
+                for each in self._lanes.named(lane):
+                    each.pace(alone=alone).ran(size, seconds)
+
+        return learn

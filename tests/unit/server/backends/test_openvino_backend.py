@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -114,6 +115,23 @@ def test_an_answer_does_not_depend_on_batch_mates(bundle: Bundle, int8: OpenVino
             torch.testing.assert_close(all_of_them.logits_NEC[row], one.logits_NEC[0], atol=1e-4, rtol=1e-4)
 
 
+def test_shares_of_the_cores_answer_at_the_same_time_as_all_of_them_do(bundle: Bundle, int8: OpenVinoBackend) -> None:
+    batches = [images(bundle, 9, seed) for seed in range(6)]
+    expected = [run_stages(int8, batch) for batch in batches]
+    shares = int8.split()
+    assert len(shares) == THREADS
+    with ThreadPoolExecutor(len(shares)) as threads:
+        both = list(threads.map(lambda share: [run_stages(share, batch) for batch in batches], shares))
+    for answers in both:
+        for ours, theirs in zip(answers, expected, strict=True):
+            for one, other in zip(ours, theirs, strict=True):
+                torch.testing.assert_close(one.logits_NEC, other.logits_NEC, atol=1e-4, rtol=1e-4)
+
+
+def test_a_single_core_is_not_shared(bundle: Bundle) -> None:
+    assert OpenVinoBackend(bundle, "int8", threads=1).split() == []
+
+
 def test_the_same_batch_gets_the_same_answers_again(bundle: Bundle, int8: OpenVinoBackend) -> None:
     batch = images(bundle, 64)
     first = run_stages(int8, batch)[-1].logits_NEC
@@ -131,7 +149,7 @@ def test_normalised_tensors_are_answered_like_pixels(bundle: Bundle, int8: OpenV
 
 def test_the_engine_runs_on_it(bundle: Bundle, int8: OpenVinoBackend) -> None:
     ran: list[tuple[str, int]] = []
-    warm_up(int8, 8, time.perf_counter, lambda lane, size, seconds: ran.append((lane, size)))
+    warm_up([int8], 8, time.perf_counter, lambda lane, size, seconds: ran.append((lane, size)))
     assert ran == [(lane, size) for size in (1, 8) for lane in ("1", "2", "3", "4", "whole")]
     thresholds = (0.5,) * (int8.exits - 1)
     controls = [FrameControl(policy, 0.0, thresholds, 1, int8.exits) for policy in (Policy.FIXED, Policy.ROUTER)]

@@ -56,6 +56,7 @@ class FakeBackend:
         self.running = threading.Event()
         self.fail_on: int | None = None
         self.types: list[set[str]] = []
+        self.shares: list[FakeBackend] = []
         self.after_run: Callable[[int | str, int], None] = lambda lane, size: None
         """Called with every batch that has run, such as to let a clock pass."""
 
@@ -75,6 +76,9 @@ class FakeBackend:
             logits_NEC = result.logits_NEC
             routers += [result.router_output] if result.router_output is not None else []
         return logits_NEC, routers
+
+    def split(self) -> Sequence[FakeBackend]:
+        return self.shares
 
     def _run(self, lane: int | str, size: int) -> None:
         self.running.set()

@@ -29,16 +29,19 @@ async def running(
     backend: FakeBackend | None = None,
 ) -> AsyncIterator[tuple[Engine, FakeBackend, RecordingMetrics]]:
     backend, metrics = backend or FakeBackend(), RecordingMetrics()
-    with ThreadPoolExecutor(1) as executor:
+    with ThreadPoolExecutor(max(1, len(backend.shares))) as executor:
         engine = Engine(backend, limits or EngineLimits(max_batch=4), metrics, executor, clock or Clock(), prices)
         await engine.start()
-        backend.batches.clear()
-        backend.types.clear()
-        backend.running.clear()
+        everyone = (backend, *backend.shares)
+        for each in everyone:
+            each.batches.clear()
+            each.types.clear()
+            each.running.clear()
         try:
             yield engine, backend, metrics
         finally:
-            backend.gate.set()
+            for each in everyone:
+                each.gate.set()
             await engine.close()
 
 
