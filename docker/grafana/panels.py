@@ -23,8 +23,8 @@ from grafana_foundation_sdk.models.dashboard import (
     VariableRefresh,
     VariableSort,
 )
-from prometheus_client import Histogram
 
+from offramp_server.ops.instruments import Histogram
 from promql import quantile
 
 SOURCE = DataSourceRef(type_val="prometheus", uid="${datasource}")

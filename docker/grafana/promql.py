@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from prometheus_client import Counter, Gauge, Histogram
-from prometheus_client.metrics import MetricWrapperBase
+from prometheus_client import Gauge
+
+from offramp_server.ops.instruments import Counter, Histogram
 
 OF_MODEL = 'model=~"$model",version=~"$version"'
 OF_POLICY = f'{OF_MODEL},policy=~"$policy"'
 WINDOW = "$__rate_interval"
 
 
-def name(family: MetricWrapperBase) -> str:
+def name(family: Counter | Gauge | Histogram) -> str:
     """The family's name, as it is scraped but for the suffixes of counters and histograms."""
     (metric,) = family.describe()
     return metric.name

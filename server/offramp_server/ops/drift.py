@@ -20,6 +20,7 @@ class DriftWindow:
         """`control` is the model's default, `size` the number of frames that the window holds."""
         self._control, self._references, self._size = control, references, size
         self._recent = {kind: _Recent(len(reference.weights), size) for kind, reference in references.items()}
+        self._last = (control, True)  # frames of a stream share their control, so one is compared once
         self.frames = 0
         """Frames in the window."""
 
@@ -30,7 +31,9 @@ class DriftWindow:
 
     def observe(self, control: FrameControl, exit: int, confidence: float) -> None:
         """Take a frame that left at `exit`, 1…K, with this probability of its first class."""
-        if not self._is_default(control):
+        if control is not self._last[0]:
+            self._last = (control, self._is_default(control))
+        if not self._last[1]:
             return
         self.frames = min(self.frames + 1, self._size)
         for kind, recent in self._recent.items():

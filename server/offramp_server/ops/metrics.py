@@ -8,10 +8,11 @@ from collections.abc import Sequence
 from functools import partial
 from itertools import product
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, GCCollector, Histogram, PlatformCollector, ProcessCollector
+from prometheus_client import CollectorRegistry, Gauge, GCCollector, PlatformCollector, ProcessCollector
 
 from offramp_server.engine.types import Answer, Frame
 from offramp_server.ops.drift import DriftWindow
+from offramp_server.ops.instruments import Counter, Histogram
 
 SECONDS = (0.0005, 0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.05, 0.075, 0.1, 0.2, 0.5, 1, 2, 5)
 COMPUTE_RATIOS = tuple(round(0.05 * step, 2) for step in range(1, 23))  # up to 1.1: heads and routers exceed the plain network
