@@ -1,7 +1,7 @@
 """Triton's own Python client against Offramp: stream pictures at several λ, show what came back and what it cost.
 
     python -m venv triton && triton/bin/pip install 'tritonclient[grpc]'
-    triton/bin/python examples/triton_client.py [--url localhost:50051] [--lambda 0 --lambda 2] [cat.jpg dog.png …]
+    triton/bin/python examples/triton_client.py [--url localhost:50051] [--lambda 0 --lambda 0.3] [cat.jpg dog.png …]
 
 It needs an environment of its own: tritonclient and our client bring the same protobuf package, and older gRPC pins.
 Without pictures it sends noise.
@@ -71,7 +71,7 @@ async def main() -> None:
     async with aio.InferenceServerClient(arguments.url) as client:
         metadata = await client.get_model_metadata(arguments.model)
         tensors = make_input([path.read_bytes() for path in arguments.pictures], metadata.inputs[0].shape[1])
-        for lambda_ in arguments.lambdas or (0.0, 1.0, 2.0):
+        for lambda_ in arguments.lambdas or (0.0, 0.05, 0.3):
             await stream_at(client, arguments.model, tensors, lambda_)
 
 

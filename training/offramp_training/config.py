@@ -206,8 +206,9 @@ class RoutersConfig(_Section):
 class EvaluateConfig(_Section):
     """How operating points are chosen on the select part."""
 
-    tolerated_loss: Annotated[float, Field(ge=0, lt=1)] = 0.01
-    """Accuracy that a default may lose against the full network: 0.01 is one percentage point."""
+    tolerated_loss: Annotated[float, Field(gt=-1, lt=1)] = 0.01
+    """Accuracy that a default may lose against the full network on select: 0.01 is one percentage point. Below 0 it must gain as
+    much, so that a default which has a little to spare on select keeps the full network's accuracy elsewhere too."""
     router_threshold: Annotated[float, Field(gt=0, le=1)] = 0.5
     sweep_points: Annotated[int, Field(ge=3)] = 41
     """Thresholds of each sweep over entropy, confidence and τ."""

@@ -104,7 +104,7 @@ def measure(select: Frames, test: Frames, job: JobConfig) -> dict[str, Any]:
         "router_kind": job.network.router_kind,
         "note": "select: held-out images that neither heads nor routers saw; every choice is made there. test: reported only.",
         "rule": (
-            f"best of a policy: the cheapest point within {config.tolerated_loss:.3g} of the full network's accuracy on select, "
+            f"best of a policy: the cheapest point {_bound(config.tolerated_loss)} the full network's accuracy on select, "
             "or the most accurate where none is"
         ),
         "lambdas": list(lambdas),
@@ -227,6 +227,10 @@ def _nearest_cost(select: Frames, controls: list[Control], cost: float) -> Contr
 def _fixed_points(frames: Frames) -> list[tuple[float, float]]:
     accuracies = frames.right.double().mean(0).tolist()
     return [(round(cost, 6), round(accuracy, 6)) for cost, accuracy in zip(frames.costs.ratios, accuracies, strict=True)]
+
+
+def _bound(loss: float) -> str:
+    return f"at least {-loss:.3g} above" if loss < 0 else f"at most {loss:.3g} below"
 
 
 def _exit_quality(select: Frames, test: Frames) -> list[dict[str, Any]]:
