@@ -1,6 +1,6 @@
 """Classify a camera live: frames that come while the server is busy are dropped, and the newest one goes next.
 
-    python examples/camera_loop.py [0 | film.mp4] [--address localhost:50051] [--lambda 0.05]
+    python examples/camera_loop.py [0 | film.mp4] [--address localhost:50051] [--lambda 0.1]
 
 The source is a camera's number, or a film, which is played at its own rate whether or not the server keeps up. It needs the extra
 `video`.

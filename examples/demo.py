@@ -25,7 +25,7 @@ from rich.table import Table
 from offramp_client import Client, Model, Result
 from offramp_client.demo import Demo
 
-LAMBDAS = (0.0, 0.05, 0.3)  # compute is free, has a price, is dear
+LAMBDAS = (0.0, 0.1, 0.3)  # compute is free, has a price, is dear
 FRAMES = 240
 SHOWN = 6
 START_TIMEOUT_S = 60.0

@@ -71,7 +71,7 @@ async def main() -> None:
     async with aio.InferenceServerClient(arguments.url) as client:
         metadata = await client.get_model_metadata(arguments.model)
         tensors = make_input([path.read_bytes() for path in arguments.pictures], metadata.inputs[0].shape[1])
-        for lambda_ in arguments.lambdas or (0.0, 0.05, 0.3):
+        for lambda_ in arguments.lambdas or (0.0, 0.1, 0.3):
             await stream_at(client, arguments.model, tensors, lambda_)
 
 

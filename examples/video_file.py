@@ -1,6 +1,6 @@
 """Classify every frame of a film into a table, and draw the answers into a copy of it.
 
-    python examples/video_file.py film.mp4 [--csv frames.csv] [--video annotated.mp4] [--lambda 0.05] [--address localhost:50051]
+    python examples/video_file.py film.mp4 [--csv frames.csv] [--video annotated.mp4] [--lambda 0.1] [--address localhost:50051]
 
 The table has a line a frame: time, label, probability, exit, and compute over the full network's. It needs the extra `video`.
 """

@@ -25,7 +25,7 @@ async def draw() -> None:
     async with Client(ADDRESS) as client:
         view = LiveView(console, await client.model(), ADDRESS, tally)
         frames = list(islice(open_source("demo", 0), FRAMES))
-        async for result in client.stream([frame.image for frame in frames], lambda_=0.05):
+        async for result in client.stream([frame.image for frame in frames], lambda_=0.15):
             tally.add(result)
             view.show(frames[result.frame_id], result)
     console.print(view.render())
