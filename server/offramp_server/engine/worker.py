@@ -122,9 +122,10 @@ class Worker:
             if lane is None:
                 return
             turn.alone = not self._shares or not (self._busy_until or self._leaves_work(lane))
-            self._answer_early(lane, turn)
+            ends_at = self._answer_early(lane, turn)
             rows = self._take(lane, turn)
             backend = self._backend if turn.alone else self._shares.pop()
+            self._busy_until[turn] = ends_at
         try:
             if self._has_work():
                 self._ask_for_turn()
@@ -156,12 +157,14 @@ class Worker:
         """Whether frames are left in the lanes once the chosen one's batch has been taken."""
         return any(len(lane.rows) > (self._limits.max_batch if lane is chosen else 0) for lane in self._lanes.all)
 
-    def _answer_early(self, chosen: Lane, turn: Turn) -> None:
-        """Answer the frames that may be answered early and could not be in time once the chosen lane's batch has run."""
+    def _answer_early(self, chosen: Lane, turn: Turn) -> float:
+        """Answer the frames that may be answered early and could not be in time once the chosen lane's batch has run.
+
+        Returns when that is expected to be.
+        """
         now = self._clock()
         ends_at = now + self._expect(chosen, turn)
         others = [max(now, end) for end in self._busy_until.values()]
-        self._busy_until[turn] = ends_at
         free_at = min((ends_at, *others)) if len(others) + 1 == self._most else now
         for lane in self._lanes.later:
             ends = ends_at if lane is chosen else free_at + self._expect(lane, turn)
@@ -175,6 +178,7 @@ class Worker:
                     turn.answers.append((row, row.answer(ExitReason.DEADLINE, row.held)))
                 else:
                     lane.rows.append(row)
+        return ends_at
 
     def _expect(self, lane: Lane, turn: Turn) -> float:
         """Seconds for which the lane's next batch would run."""
