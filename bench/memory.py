@@ -53,7 +53,8 @@ async def load(address: str, streams: int, frames: list[pb.Frame], until: float)
         turn = number
         while time.monotonic() < until:
             turn += 1
-            results += await run_stream(stubs[number % CHANNELS], frames, cancelled=turn % 10 == 0)
+            taken = await run_stream(stubs[number % CHANNELS], frames, cancelled=turn % 10 == 0)
+            results += taken  # not in one line with the wait, during which others count
             closed += 1
 
     await asyncio.gather(*(caller(number) for number in range(streams)))
