@@ -97,8 +97,10 @@ class FakeServer:
         self.fail_after = 0
         self.drain_after: int | None = None
         """Announce draining after so many frames, read no more, answer those, end."""
-        self.cancelled = asyncio.Event()
-        """Set when a caller cancels a stream."""
+        self.over = asyncio.Event()
+        """Set when a stream is over: its caller sends no more, or has cancelled it."""
+        self.written = asyncio.Event()
+        """Set when the server has written an answer, and may wait for the next."""
         self.last_classify: pb.ClassifyRequest | None = None
         self.metadata: list[Any] = []
         """What came with each call but health's."""
@@ -156,9 +158,9 @@ class _Classification(classification_pb2_grpc.ClassificationServiceServicer):
 
     async def StreamClassify(self, requests: AsyncIterator[pb.StreamClassifyRequest], context: Any) -> Any:  # noqa: N802
         script = self.script
-        # not by catching CancelledError here: a call that is cancelled during its write never comes back to this generator
-        ended = False
-        context.add_done_callback(lambda _: None if ended else script.cancelled.set())
+        # told in two ways: a call that is cancelled during its write never comes back to this generator, and for one whose
+        # requests end by being cancelled, which looks like any other end of them, gRPC does not always call back
+        context.add_done_callback(lambda _: script.over.set())
         await script.opened(context)
         outgoing: asyncio.Queue[pb.StreamClassifyResponse | None] = asyncio.Queue()
         reader = asyncio.create_task(self._read(requests, outgoing))
@@ -171,10 +173,12 @@ class _Classification(classification_pb2_grpc.ClassificationServiceServicer):
                         await script.abort_if_scripted(context)
                     answered += 1
                 yield response
-            ended = True
+                if response.HasField("result"):
+                    script.written.set()
             await script.abort_if_scripted(context)
         finally:
             reader.cancel()
+            script.over.set()
 
     async def _read(self, requests: AsyncIterator[pb.StreamClassifyRequest], outgoing: asyncio.Queue[Any]) -> None:
         script, in_force, top_k = self.script, pb.RoutingControl(), 1

@@ -207,16 +207,17 @@ async def test_leaving_the_loop_cancels_the_call_and_closes_the_source(server: F
 
     async def source() -> AsyncIterator[np.ndarray]:
         try:
-            while True:
-                yield IMAGE
+            yield IMAGE
+            await asyncio.Event().wait()
         finally:
             closed.set()
 
     async for _ in client.stream(source()):
+        await server.written.wait()
         break
     gc.collect()
     async with asyncio.timeout(10):
-        await server.cancelled.wait()
+        await server.over.wait()
         await closed.wait()
 
 
@@ -228,7 +229,7 @@ async def test_cancelling_the_task_cancels_the_call(server: FakeServer, client: 
     with pytest.raises(asyncio.CancelledError):
         await reading
     async with asyncio.timeout(10):
-        await server.cancelled.wait()
+        await server.over.wait()
 
 
 async def test_closing_the_client_ends_its_streams(server: FakeServer) -> None:
@@ -241,21 +242,15 @@ async def test_closing_the_client_ends_its_streams(server: FakeServer) -> None:
 
 
 async def test_an_exception_in_the_source_reaches_the_caller_and_cancels_the_call(server: FakeServer, client: Client) -> None:
-    answered = asyncio.Event()
-
     async def source() -> AsyncIterator[np.ndarray]:
         yield IMAGE
-        await answered.wait()  # gRPC may tell a server nothing of a call that is cancelled while the server writes
+        await server.written.wait()
         raise OSError("camera unplugged")
 
-    async def read() -> None:
-        async for _ in client.stream(source()):
-            answered.set()
-
     with pytest.raises(OSError, match="camera unplugged"):
-        await read()
+        await collect(client.stream(source()))
     async with asyncio.timeout(10):
-        await server.cancelled.wait()
+        await server.over.wait()
 
 
 async def test_a_frame_unfit_for_the_wire_names_its_field(client: Client) -> None:
