@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 OpenVinoPrecision = Literal["int8", "bf16", "f32"]
 _NAMES: dict[OpenVinoPrecision, str] = {"int8": "int8", "bf16": "bfloat16", "f32": "float32"}
 
-
 MAX_SHARES = 8
 """Of many cores each share gets several, so that latency does not grow with their number."""
 
@@ -159,7 +158,7 @@ def _compile(core: Core, model: Model, hint: Mapping[str, str], threads: int) ->
     alone = core.compile_model(model, "CPU", {**hint, **wanted, "PERFORMANCE_HINT": "LATENCY"})
     cores = alone.get_property("INFERENCE_NUM_THREADS")
     count = min(cores, MAX_SHARES) if cores > 1 else 0
-    # compiled for each share: streams of one compiled model are pinned to cores, and those of two models to the same ones
+    # compiled for each share and not pinned: OpenVINO pins the first threads of every model to the same core
     share = {**hint, "NUM_STREAMS": 1, "INFERENCE_NUM_THREADS": cores // max(count, 1), "ENABLE_CPU_PINNING": False}
     return _Compiled(alone, [core.compile_model(model, "CPU", share) for _ in range(count)])
 

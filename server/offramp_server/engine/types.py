@@ -102,7 +102,7 @@ class StageResult:
 class Backend(Protocol):
     """One network on one runtime, stage by stage, batch first; it knows nothing of requests.
 
-    Methods are called from the executor's threads, one at a time.
+    Methods are called from the executor's threads, one at a time for each backend; those that `split` gives are backends too.
     """
 
     name: str
@@ -139,7 +139,7 @@ class Backend(Protocol):
     def split(self) -> Sequence[Backend]:
         """The same network several times, each on its share of the device's cores, to run batches at the same time.
 
-        None where a batch is best run by the whole device. What `self` and its shares run is independent of one another.
+        Empty where a batch is best run by the whole device. `self` and its shares may run at the same time.
         """
         ...
 
