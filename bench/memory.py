@@ -22,7 +22,8 @@ import numpy as np
 
 from offramp.v1 import classification_pb2 as pb
 from offramp.v1 import classification_pb2_grpc
-from offramp_server.config import default_store
+from offramp_model.bundle import BundleStore, open_bundle
+from offramp_server.config import DEFAULT_MODEL, default_store
 
 SAMPLE_S = 2.0
 CHANNELS = 8
@@ -83,8 +84,9 @@ def slope(samples: list[tuple[float, float]]) -> tuple[float, float]:
 async def measure(arguments: argparse.Namespace, folder: Path) -> None:
     """Serve, load, report."""
     ready, log = folder / "ready.json", (folder / "log").open("w")
-    name, version = arguments.bundle.parent.name, arguments.bundle.name
-    settings = ["--store", arguments.bundle.parent.parent, "--models", f"{name}:{version}", "--ready-file", ready]
+    bundle = open_bundle(arguments.bundle) if arguments.bundle else BundleStore(default_store()).open(DEFAULT_MODEL)
+    name, version = bundle.manifest.name, bundle.manifest.version
+    settings = ["--store", bundle.path.parent.parent, "--models", f"{name}:{version}", "--ready-file", ready]
     settings += ["--grpc-port", 0, "--http-port", 0, "--max-streams", arguments.streams + CHANNELS, "--max-in-flight", 4096]
     server = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "offramp_server", *map(str, settings), stdout=log, stderr=log
@@ -95,8 +97,7 @@ async def measure(arguments: argparse.Namespace, folder: Path) -> None:
                 raise SystemExit((folder / "log").read_text())
             await asyncio.sleep(0.1)
         address = json.loads(ready.read_text())["grpc"]
-        manifest = json.loads((arguments.bundle / "manifest.json").read_text())
-        side = manifest["network"]["input_size"]
+        side = bundle.manifest.network.input_size
         random = np.random.default_rng(0)
         frames = [
             pb.Frame(frame_id=n, rgb8=pb.RawImage(data=random.bytes(side * side * 3), height=side, width=side))
@@ -126,7 +127,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=10.0)
     parser.add_argument("--streams", type=int, default=1000, help="open at a time")
     parser.add_argument("--frames", type=int, default=4, help="of one stream")
-    parser.add_argument("--bundle", type=Path, default=default_store() / "resnet18-cifar10" / "1")
+    parser.add_argument("--bundle", type=Path, help="folder of a bundle; the newest embedded one where not given")
     with tempfile.TemporaryDirectory() as folder:
         asyncio.run(measure(parser.parse_args(), Path(folder)))
 

@@ -21,6 +21,7 @@ class TorchBackend:
     """Implements engine.types.Backend."""
 
     name = "torch"
+    batch_step = 1
 
     def __init__(
         self, bundle: Bundle, device: str = "auto", precision: TorchPrecision = "f32", reason: str = "asked for"

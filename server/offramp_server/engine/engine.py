@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from dataclasses import replace
 
@@ -105,30 +105,31 @@ class Engine:
 
     # --- after a turn -------------------------------------------------------------------------------------------------
 
-    def _report(self, turn: Turn) -> None:
-        """In a thread of the executor: the one hand-over to the event loop that a turn makes."""
+    def _report(self, turns: Sequence[Turn]) -> None:
+        """In a thread of the executor: the hand-over to the event loop."""
         assert self._loop is not None
         if not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(self._finish, turn)
+            self._loop.call_soon_threadsafe(self._finish, turns)
 
-    def _finish(self, turn: Turn) -> None:
+    def _finish(self, turns: Sequence[Turn]) -> None:
         if self._closed:
             return
-        if turn.lane:
-            self.batches_entered += turn.lane in ("1", WHOLE)
-            self._busy_seconds += turn.seconds
-            self._metrics.batch_ran(turn.lane, len(turn.waits), turn.seconds, turn.waits)
-        for row, answer in turn.answers:
-            self._open.discard(row)
-            if row.future.done():
-                self._drop(row, "cancelled", None)
-                continue
-            row.future.set_result(answer)
-            self.frames_answered += 1
-            self._metrics.frame_answered(row.frame, answer)
-        for row, reason, error in turn.dropped:
-            self._open.discard(row)
-            self._drop(row, reason, error)
+        for turn in turns:
+            if turn.lane:
+                self.batches_entered += turn.lane in ("1", WHOLE)
+                self._busy_seconds += turn.seconds
+                self._metrics.batch_ran(turn.lane, len(turn.waits), turn.seconds, turn.waits)
+            for row, answer in turn.answers:
+                self._open.discard(row)
+                if row.future.done():
+                    self._drop(row, "cancelled", None)
+                    continue
+                row.future.set_result(answer)
+                self.frames_answered += 1
+                self._metrics.frame_answered(row.frame, answer)
+            for row, reason, error in turn.dropped:
+                self._open.discard(row)
+                self._drop(row, reason, error)
         self._metrics.in_flight(len(self._open))
 
     def _drop(self, row: Row, reason: str, error: Exception | None) -> None:

@@ -115,6 +115,8 @@ class Backend(Protocol):
     input_size: int
     """Height and width of the network's input, in pixels."""
     classes: int
+    batch_step: int
+    """Batches of a multiple of this many frames run as they are. Others may be filled up to one, so that few sizes are prepared."""
     rule: HaltingRule
     """How the routers' output is read; its tensors lie where the stages' results do."""
 

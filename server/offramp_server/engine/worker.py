@@ -6,7 +6,7 @@ import logging
 import math
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
 
@@ -46,7 +46,7 @@ class Worker:
     A backend that splits runs as many turns at the same time as it has shares. A batch with nothing beside it and nothing
     behind it gets the whole device, so that a lone frame is answered soonest; else each gets a share, so that no batch waits
     for a core that another thread holds. A turn ends by asking for the next one while there is work, so that several workers
-    on one executor alternate.
+    on one executor alternate; but a batch that had the device to itself goes on through its later stages in the same thread.
     """
 
     def __init__(
@@ -56,9 +56,10 @@ class Worker:
         executor: Executor,
         clock: Callable[[], float],
         choose: Strategy,
-        report: Callable[[Turn], None],
+        report: Callable[[Sequence[Turn]], None],
     ) -> None:
-        """`report` is called in the executor's threads, once a turn."""
+        """`report` is called in the executor's threads with all turns since it was last called, once one of them lets go of a
+        frame."""
         self._backend, self._limits, self._executor, self._clock = backend, limits, executor, clock
         self._choose, self._report = choose, report
         self._shares = list[Backend]()
@@ -69,7 +70,9 @@ class Worker:
         self._inbox = deque[Row]()
         self._busy_until = dict[Turn, float]()
         """When the batches that run now are expected to end."""
-        self._queues = threading.Lock()  # over lanes, shares and busy_until
+        self._untold = list[Turn]()
+        """Those that are over and not reported yet."""
+        self._queues = threading.Lock()  # over lanes, shares, busy_until and untold
         self._turns = 0
         self._stopped = False
         self._gate = threading.Lock()  # over the two above; never held for long, since the event loop takes it
@@ -102,7 +105,9 @@ class Worker:
 
     def _take_turn(self) -> None:
         try:
-            self._run_turn()
+            for _ in range(self._backend.exits):
+                if not (self._run_turn() and self._has_work()):
+                    break
         except Exception:  # else the engine would stand still, and nobody would know why
             logger.exception("a turn of the engine failed")
         with self._gate:
@@ -113,14 +118,15 @@ class Worker:
     def _has_work(self) -> bool:
         return bool(self._inbox) or any(lane.rows for lane in self._lanes.all)
 
-    def _run_turn(self) -> None:
-        turn = Turn()
+    def _run_turn(self) -> bool:
+        """Run a batch, where any waits; returns whether it had the device to itself."""
+        turn, told = Turn(), list[Turn]()
         with self._queues:
             while self._inbox:
                 self._lanes.enter(self._inbox.popleft())
             lane = None if self._stopped else self._choose_lane()
             if lane is None:
-                return
+                return False
             turn.alone = not self._shares or not (self._busy_until or self._leaves_work(lane))
             ends_at = self._answer_early(lane, turn)
             rows = self._take(lane, turn)
@@ -136,7 +142,12 @@ class Worker:
                 self._busy_until.pop(turn, None)
                 if not turn.alone:
                     self._shares.append(backend)
-        self._report(turn)
+                self._untold.append(turn)
+                if turn.answers or turn.dropped:
+                    told, self._untold = self._untold, []
+        if told:
+            self._report(told)
+        return turn.alone
 
     def _choose_lane(self) -> Lane | None:
         now, lanes = self._clock(), self._lanes.all
@@ -187,7 +198,10 @@ class Worker:
     def _take(self, lane: Lane, turn: Turn) -> list[Row]:
         """Up to a batch of frames whose callers still wait for them; the others are dropped here, before they run."""
         rows, now = list[Row](), self._clock()
-        while lane.rows and len(rows) < self._limits.max_batch:
+        most = min(len(lane.rows), self._limits.max_batch)
+        if not turn.alone and most > self._backend.batch_step:  # the rest comes first next time, and nothing has to be filled up
+            most -= most % self._backend.batch_step
+        while lane.rows and len(rows) < most:
             row = lane.rows.popleft()
             if row.future.done():  # cancelled; a flag that may be read in this thread
                 turn.dropped.append((row, "cancelled", None))

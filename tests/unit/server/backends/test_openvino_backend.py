@@ -67,6 +67,19 @@ def run_stages(backend: OpenVinoBackend | TorchBackend, batch: list[np.ndarray])
     return results
 
 
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 7, 33])
+def test_a_batch_of_any_size_gives_each_frame_what_it_gets_alone(bundle: Bundle, int8: OpenVinoBackend, count: int) -> None:
+    batch = images(bundle, count)
+    together, first, last = (run_stages(int8, frames) for frames in (batch, batch[:1], batch[-1:]))
+    for stage, result in enumerate(together):
+        assert len(result.logits_NEC) == count
+        torch.testing.assert_close(result.logits_NEC[:1], first[stage].logits_NEC)
+        torch.testing.assert_close(result.logits_NEC[-1:], last[stage].logits_NEC)
+    with torch.inference_mode():
+        logits_NEC, routers = int8.run_whole(int8.prepare(batch))
+    assert [len(output) for output in (logits_NEC, *routers)] == [count] * int8.exits
+
+
 def test_float_stages_give_what_torch_gives(bundle: Bundle, exact: OpenVinoBackend) -> None:
     batch = images(bundle, 5)
     for ours, theirs in zip(run_stages(exact, batch), run_stages(TorchBackend(bundle, "cpu"), batch), strict=True):

@@ -47,6 +47,7 @@ class FakeBackend:
     exits = EXITS
     input_size = 2
     classes = CLASSES
+    batch_step = 1
 
     def __init__(self) -> None:
         self.rule = BankRule(torch.tensor([0.3, 0.6, 1.0]), torch.tensor([0.0, 1.0]))

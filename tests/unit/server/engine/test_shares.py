@@ -92,3 +92,17 @@ async def test_frames_are_not_answered_early_while_a_share_is_free_for_them() ->
         assert answer.exit == EXITS
         backend.gate.set()
         await blocked
+
+
+async def test_a_share_takes_batches_of_whole_steps_and_leaves_the_rest_to_the_next() -> None:
+    backend = split(2)
+    for each in (backend, *backend.shares):
+        each.batch_step = 4
+    async with running(EngineLimits(max_batch=16), backend=backend) as (engine, _, _):
+        blocked = await block(engine, backend)
+        await asyncio.gather(*(engine.submit(frame(1.0)) for _ in range(23)))
+        backend.gate.set()
+        await blocked
+    sizes = [size for share in backend.shares for _, size in share.batches]
+    assert sum(sizes) == 23
+    assert all(size % 4 == 0 or size < 4 for size in sizes)
