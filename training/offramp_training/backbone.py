@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from offramp_model.costs import cost_table
 from offramp_model.network import MultiExitNetwork
 from offramp_training.assembly import new_network
-from offramp_training.config import BackboneConfig, JobConfig, JobError
+from offramp_training.config import JobConfig, JobError
 from offramp_training.convolution import backbone_precision, choose_convolution
 from offramp_training.data import (
     LabelledImages,
@@ -35,6 +35,7 @@ from offramp_training.data import (
 from offramp_training.joint import JointNetwork, joint_loss
 from offramp_training.pruning import FULL_SHARE, prune
 from offramp_training.run_directory import RunDirectory, progress_bar, say
+from offramp_training.sections import BackboneConfig
 
 STEP = "backbone"
 

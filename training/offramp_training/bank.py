@@ -21,11 +21,12 @@ from offramp_model.network import MultiExitNetwork, select_parts
 from offramp_model.routers import RouterBank
 from offramp_training.assembly import Standardiser, load_with_heads
 from offramp_training.cache import open_features
-from offramp_training.config import JobConfig, RoutersConfig
+from offramp_training.config import JobConfig
 from offramp_training.data import derive_seed
 from offramp_training.em import Table, iterate, make_uniform, objective, uniform_banks
 from offramp_training.heads import fit_and_select
 from offramp_training.run_directory import RunDirectory, progress_bar, read_json, say, write_json
+from offramp_training.sections import RoutersConfig
 
 STEP = "routers"
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 
 from offramp_model.network import MultiExitNetwork
-from offramp_training.config import BackboneConfig, JobConfig, JobError, Precision
+from offramp_training.config import JobConfig, JobError
 from offramp_training.run_directory import say
+from offramp_training.sections import BackboneConfig, Precision
 from offramp_training.winograd import CompilerMissingError, keep_freed_memory, use_winograd
 
 _WIDE = 128

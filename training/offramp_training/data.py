@@ -16,7 +16,8 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Generator, Tensor
 
-from offramp_training.config import DataConfig, JobError
+from offramp_training.config import JobError
+from offramp_training.sections import DataConfig
 
 Split = Literal["train", "test"]
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from offramp_model.routers import RouterBank
 from offramp_model.routing import evidence, halting_logits, halting_targets, log_exit_distribution, posterior, survival
-from offramp_training.config import RoutersConfig
+from offramp_training.sections import RoutersConfig
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,7 +22,7 @@ from offramp_training.arms import list_arms
 from offramp_training.assembly import load_backbone, load_whole
 from offramp_training.cache import Features, open_features, write_features
 from offramp_training.calibration import quality
-from offramp_training.config import EvaluateConfig, JobConfig
+from offramp_training.config import JobConfig
 from offramp_training.data import load_images
 from offramp_training.drift import exits_and_confidences
 from offramp_training.parts import run_select_and_test
@@ -30,6 +30,7 @@ from offramp_training.policies import Frames, Outcome
 from offramp_training.proof import prove
 from offramp_training.recoding import measure_recoded
 from offramp_training.run_directory import RunDirectory, say, write_json
+from offramp_training.sections import EvaluateConfig
 
 STEP = "evaluate"
 COLLAPSED = 0.95

@@ -24,11 +24,12 @@ from offramp_model.routers import ForecastRouter, exit_signals
 from offramp_model.routing import ForecastRule
 from offramp_training.assembly import Standardiser, load_with_heads
 from offramp_training.cache import open_features
-from offramp_training.config import ForecastConfig, JobConfig
+from offramp_training.config import JobConfig
 from offramp_training.data import derive_seed
 from offramp_training.heads import fit_and_select
 from offramp_training.policies import Frames, area_under, run_policy
 from offramp_training.run_directory import RunDirectory, progress_bar, say
+from offramp_training.sections import ForecastConfig
 from offramp_training.utilities import utilities
 
 STEP = "routers"

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from offramp_model.network import MultiExitNetwork, pool, pool_parts
 from offramp_model.routing import posterior
 from offramp_training.assembly import first_linear, fold
-from offramp_training.config import JointConfig
+from offramp_training.sections import JointConfig
 
 
 class JointNetwork(nn.Module):

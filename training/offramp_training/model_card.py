@@ -6,10 +6,11 @@ from typing import Any
 
 from offramp_model.network import NetworkConfig
 from offramp_training.beside import beside_markdown, load_reference
-from offramp_training.config import BackboneConfig, JobConfig, JointConfig
+from offramp_training.config import JobConfig
 from offramp_training.recoding import recoded_markdown
 from offramp_training.report import lambda_unit, paper_markdown, proof_markdown, table
 from offramp_training.run_directory import RunDirectory
+from offramp_training.sections import BackboneConfig, JointConfig
 from offramp_training.utilities import Utility
 
 _FORECAST: dict[Utility, str] = {

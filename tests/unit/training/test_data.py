@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from offramp_training.config import DataConfig, JobError
+from offramp_training.config import JobError
 from offramp_training.data import (
     channel_statistics,
     cut_out,
@@ -24,6 +24,7 @@ from offramp_training.data import (
     split_held_out,
     synthetic_images,
 )
+from offramp_training.sections import DataConfig
 
 CIFAR10 = os.environ.get("OFFRAMP_CIFAR10")
 

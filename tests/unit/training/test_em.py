@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from offramp_model import routing
-from offramp_training.config import RoutersConfig
 from offramp_training.em import Table, complete_log_likelihood, iterate, log_prior, objective, uniform_banks
+from offramp_training.sections import RoutersConfig
 
 COST_K = torch.tensor([0.28, 0.52, 0.76, 1.0])
 LAMBDA_L = torch.tensor([0.0, 0.5, 2.0, 20.0])

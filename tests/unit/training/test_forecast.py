@@ -8,8 +8,8 @@ from torch import Tensor
 
 from offramp_model.network import NetworkConfig
 from offramp_model.routers import exit_signals
-from offramp_training.config import ForecastConfig
 from offramp_training.forecast import cross_validate, fit_router
+from offramp_training.sections import ForecastConfig
 from tests.unit.training.fakes import tiny_job
 
 NETWORK = NetworkConfig(widths=(4, 4, 4), blocks=(1, 1, 1), classes=4, router_kind="forecast", router_hidden=12)

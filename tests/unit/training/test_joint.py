@@ -19,9 +19,10 @@ from offramp_model.routing import evidence
 from offramp_training import backbone, joint
 from offramp_training.assembly import load_backbone, load_joint_heads, load_whole
 from offramp_training.cache import open_features
-from offramp_training.config import ConfigError, JobConfig, JointConfig, load_config
+from offramp_training.config import ConfigError, JobConfig, load_config
 from offramp_training.joint import JointNetwork, joint_loss, responsibility_weights
 from offramp_training.run_directory import RunDirectory
+from offramp_training.sections import JointConfig
 from offramp_training.steps import run_steps
 from tests.unit.training.fakes import accuracy
 

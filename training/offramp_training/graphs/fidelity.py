@@ -8,8 +8,9 @@ from typing import Any
 import torch
 
 from offramp_model.bundle import Control
-from offramp_training.config import ExportConfig, JobError
+from offramp_training.config import JobError
 from offramp_training.policies import Frames, choose_exits
+from offramp_training.sections import ExportConfig
 
 
 @dataclass(frozen=True, slots=True)
