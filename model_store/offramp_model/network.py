@@ -21,12 +21,12 @@ from offramp_model.residual import NARROWING, BlockKind, StemKind, make_groups, 
 from offramp_model.routers import ForecastRouter, RouterBank
 
 Architecture = Literal["multi-exit-resnet", "multi-exit-stages"]
-PoolingPart = Literal["average", "max", "deviation", "grid"]
+PoolingPart = Literal["average", "max", "deviation", "grid", "grid_max"]
 PARTS: tuple[PoolingPart, ...] = get_args(PoolingPart)
 StatisticsPart = PoolingPart | Literal["map"]
 """`map` is a finer grid, which `conv` heads see; it comes after all others, where it is there at all."""
 GRID = 4
-"""Cells along each side of the coarse grid of averages."""
+"""Cells along each side of the coarse grid of averages, and of that of maxima."""
 FACTORY_PATTERN = r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*$"
 """A factory's name, `package.module:function`."""
 
@@ -58,7 +58,7 @@ class NetworkConfig(BaseModel):
     """`gap_mlp` sees the global average alone, as in the paper; `pooled_stats` sees the parts that `head_pooling` names; `conv`
     has small convolutions over an 8×8 map of averages. At the last exit these two too see the average alone, like the plain
     network's classifier."""
-    head_pooling: tuple[PoolingPart, ...] = ("average", "max", "deviation", "grid")
+    head_pooling: tuple[PoolingPart, ...] = PARTS
     """What a `pooled_stats` head sees of its exit's feature map."""
     head_cascade: bool = False
     """Whether a head sees the log-probabilities of every earlier exit too (Wołczyk et al. 2021)."""
@@ -275,7 +275,8 @@ def pool(features_NCHW: Tensor) -> Tensor:
 def pool_parts(features_NCHW: Tensor, parts: Sequence[StatisticsPart]) -> Tensor:
     """Statistics of each channel over the map, part after part, shape (N, Σ part_columns).
 
-    Average, maximum, population standard deviation, and averages over the cells of a GRID × GRID grid and of a MAP × MAP one.
+    Average, maximum, population standard deviation, averages over the cells of a GRID × GRID grid, maxima over the same cells,
+    and averages over those of a MAP × MAP one.
     """
     pooled = []
     for part in parts:
@@ -287,6 +288,8 @@ def pool_parts(features_NCHW: Tensor, parts: Sequence[StatisticsPart]) -> Tensor
             variance_NC = features_NCHW.var(dim=(2, 3), correction=0)
             # a dead channel's root has no gradient: without the floor it would be infinite times zero
             pooled.append(variance_NC.clamp_min(torch.finfo(variance_NC.dtype).tiny).sqrt())
+        elif part == "grid_max":
+            pooled.append(F.adaptive_max_pool2d(features_NCHW, GRID).flatten(1))
         else:
             pooled.append(F.adaptive_avg_pool2d(features_NCHW, GRID if part == "grid" else MAP).flatten(1))
     return torch.cat(pooled, 1)
@@ -294,7 +297,7 @@ def pool_parts(features_NCHW: Tensor, parts: Sequence[StatisticsPart]) -> Tensor
 
 def part_columns(part: StatisticsPart, channels: int) -> int:
     """How many statistics a part has."""
-    return channels * {"grid": GRID * GRID, "map": MAP * MAP}.get(part, 1)
+    return channels * {"grid": GRID * GRID, "grid_max": GRID * GRID, "map": MAP * MAP}.get(part, 1)
 
 
 def select_parts(statistics_NS: Tensor, channels: int, parts: Sequence[StatisticsPart]) -> Tensor:
