@@ -108,22 +108,38 @@ def slow_down(
 
     `halting` gives from pixels (N, C, H, W), floats from 0 to 255, how far each router's halting logit lies above its threshold,
     shape (N, K−1). The objective is log π_K, to reach the last exit: Σ_k log(1 − σ(s_k)), in which routers that are passed
-    already have little weight.
+    already have little weight. Of all the steps each image keeps the best, the image as it was among them.
     """
+
+    def passing(pixels_NCHW: Tensor) -> Tensor:
+        return log_exit_distribution(halting(pixels_NCHW))[:, -1]
+
     original_NCHW = images_NCHW.float()
     low, high = (original_NCHW - epsilon).clamp_min(0), (original_NCHW + epsilon).clamp_max(255)
     start_NCHW = original_NCHW + epsilon * (2 * torch.rand(original_NCHW.shape, generator=generator) - 1)
     changed_NCHW = torch.clamp(start_NCHW, low, high)
+    with torch.no_grad():
+        best_NCHW, best_N = original_NCHW, passing(original_NCHW)
     stride = 2.5 * epsilon / steps  # reaches any corner from anywhere, and has steps left to turn
     for _ in range(steps):
         changed_NCHW.requires_grad_()
-        passing = log_exit_distribution(halting(changed_NCHW))[:, -1].sum()
-        (gradient_NCHW,) = torch.autograd.grad(passing, changed_NCHW)
+        passing_N = passing(changed_NCHW)
+        (gradient_NCHW,) = torch.autograd.grad(passing_N.sum(), changed_NCHW)
+        changed_NCHW = changed_NCHW.detach()
+        best_NCHW, best_N = _better(changed_NCHW, passing_N.detach(), best_NCHW, best_N)
         # entropies have an infinite slope at a probability of 0
         uphill_NCHW = gradient_NCHW.nan_to_num(0.0, 0.0, 0.0).sign()
-        changed_NCHW = torch.clamp(changed_NCHW.detach() + stride * uphill_NCHW, low, high)
+        changed_NCHW = torch.clamp(changed_NCHW + stride * uphill_NCHW, low, high)
         advance()
-    return changed_NCHW.round().to(torch.uint8)
+    with torch.no_grad():
+        best_NCHW, _ = _better(changed_NCHW, passing(changed_NCHW), best_NCHW, best_N)
+    return best_NCHW.round().to(torch.uint8)
+
+
+def _better(images_NCHW: Tensor, passing_N: Tensor, best_NCHW: Tensor, best_N: Tensor) -> tuple[Tensor, Tensor]:
+    """Image by image that which is likelier to pass; nothing that is no number is."""
+    better_N = passing_N > best_N
+    return torch.where(better_N[:, None, None, None], images_NCHW, best_NCHW), torch.where(better_N, passing_N, best_N)
 
 
 def margins(network: MultiExitNetwork, images_NCHW: Tensor, rule: HaltingRule, control: Control) -> Tensor:

@@ -125,7 +125,7 @@ def test_report_shows_the_papers_table_beside_ours_for_ten_classes_and_four_exit
 def test_views_are_plain_and_mirrored_ones(smoke_run: Path) -> None:
     features = open_features(smoke_run / "cache", "held_out", 4)
     assert features.views == 4
-    assert [statistics.shape[2] for statistics in features.statistics] == [8 * 19, 16 * 19, 24 * 19, 32]
+    assert [statistics.shape[2] for statistics in features.statistics] == [8 * 35, 16 * 35, 24 * 35, 32]
     assert len(features.all_views(torch.arange(5))[0]) == 20
     assert not torch.equal(features.statistics[0][:, 0], features.statistics[0][:, 1])
     fit, select = fit_and_select(load_config("smoke"), features)
