@@ -168,10 +168,10 @@ def test_a_cut_off_attempt_goes_on_with_the_next_exit(overrides: tuple[str, ...]
 
 def test_a_dead_statistic_does_no_harm(tmp_path: Path) -> None:
     """A channel that never fires in training and does later must not outweigh all others."""
-    job = tiny_job("network.head_kind=pooled_stats", "network.head_pooling=[average, max, deviation]")
+    job = tiny_job("network.head_kind=pooled_stats", "network.head_pooling=[average, max, deviation, grid]")
     train, held_out = make_features(TRAIN, 1, (1, 2, 3), seed=1), make_features(HELD_OUT, 1, (1, 2, 3), seed=2)
     for features, value in ((train, 0.0), (held_out, 0.01)):
-        features.statistics[0][..., WIDTHS[0]] = value  # the first maximum
+        features.statistics[0][..., 19 * WIDTHS[0] - 1] = value  # the last of the grid
     network, run = trained(job, tmp_path, train, held_out)
     assert run.result("heads")["exits"][0]["select_after"]["accuracy"] > 0.9
     assert float(network.head(1)[0].weight.abs().max()) < 1000
