@@ -1,4 +1,4 @@
-"""The bundle that a fresh clone serves, and the demo that shows it."""
+"""The bundles that a fresh clone can serve, the one that it does by default, and the demo that shows it."""
 
 from __future__ import annotations
 
@@ -23,8 +23,9 @@ ROOT = Path(__file__).parents[2]
 STORE = ROOT / "model_store" / "bundles"
 
 
-def test_it_is_whole_small_and_good_enough() -> None:
-    bundle = BundleStore(STORE).open(DEFAULT_MODEL)
+@pytest.mark.parametrize("name", BundleStore(STORE).names())
+def test_it_is_whole_small_and_good_enough(name: str) -> None:
+    bundle = BundleStore(STORE).open(name)
     manifest = bundle.manifest
     assert (bundle.path / WEIGHTS).stat().st_size <= 25e6
     assert manifest.costs.full_macs == 555_422_720
