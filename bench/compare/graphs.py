@@ -7,12 +7,14 @@ import tempfile
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from compare.lanes import LOGITS, PIXELS
 from compare.peers.peer import ServedNetwork, digest
-from offramp_model.bundle import WEIGHTS, Bundle
+from offramp_model.bundle import MANIFEST, WEIGHTS, Bundle
 from offramp_model.graphs import FOLDER, WHOLE
+from offramp_server.backends.openvino_backend import read_graph
 
 FLOAT32, BFLOAT16, INT8 = "float32", "bfloat16", "int8"
 
@@ -33,7 +35,7 @@ class FromPixels(nn.Module):
 
 
 def served_networks(bundle: Bundle, home: Path, threads: int, *, with_bfloat16: bool) -> tuple[ServedNetwork, ...]:
-    """Every form that there is of a bundle. The ONNX file is kept in `home`, under the digest of the weights."""
+    """Every form that there is of a bundle. The files are kept in `home`, under digests."""
     exact = home / f"{digest(bundle.path / WEIGHTS)}.onnx"
     if not exact.is_file():
         _export(bundle, exact)
@@ -41,8 +43,25 @@ def served_networks(bundle: Bundle, home: Path, threads: int, *, with_bfloat16: 
     if with_bfloat16:
         networks.append(ServedNetwork(BFLOAT16, exact, "openvino-bf16", threads))
     if bundle.manifest.graphs is not None:
-        networks.append(ServedNetwork(INT8, bundle.path.resolve() / FOLDER / "int8" / f"{WHOLE}.xml", "openvino", threads))
+        rounded = home / f"{digest(bundle.path / MANIFEST)}.int8.xml"  # which has the digests of all files
+        if not rounded.is_file():
+            _put_together(bundle, rounded)
+        networks.append(ServedNetwork(INT8, rounded, "openvino", threads))
     return tuple(networks)
+
+
+def _put_together(bundle: Bundle, target: Path) -> None:
+    """The uncut int8 graph with all of its weights, some of which the bundle has in another file."""
+    import openvino
+
+    target.parent.mkdir(parents=True, exist_ok=True)
+    tensors = load_file(bundle.path / WEIGHTS)
+    model = read_graph(openvino.Core(), bundle.path / FOLDER / "int8" / f"{WHOLE}.xml", tensors)
+    with tempfile.TemporaryDirectory(dir=target.parent) as folder:
+        made = Path(folder) / target.name
+        openvino.serialize(model, made)
+        os.replace(made.with_suffix(".bin"), target.with_suffix(".bin"))
+        os.replace(made, target)
 
 
 def _export(bundle: Bundle, target: Path) -> None:

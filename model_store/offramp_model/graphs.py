@@ -2,8 +2,8 @@
 
     openvino/<kind>/stage<k>.xml  full.xml  weights.bin
 
-`int8` graphs carry their weights in the one weights.bin. `float` graphs have none: each tensor of weights.safetensors that a
-graph needs is an input of that name, so that float weights lie in the bundle once.
+`int8` graphs carry the weights that were quantised in the one weights.bin. Large ones left in float, and all of a `float` graph's,
+are inputs named as the tensors of weights.safetensors that they are, so that float weights lie in the bundle once.
 """
 
 from __future__ import annotations

@@ -81,7 +81,7 @@ def write_graphs_of(
     for kind, whole in wholes.items():
         lighten_pooling(whole)
         stages = {f"stage{exit}": cut(whole, exit, exits) for exit in range(1, exits + 1)}
-        write_graphs(stages | {WHOLE: uncut(whole, exits)}, folder / kind)
+        write_graphs(stages | {WHOLE: uncut(whole, exits)}, folder / kind, network.state_dict())
 
 
 def measure_fidelity(job: JobConfig, run: RunDirectory, network: MultiExitNetwork, images: LabelledImages) -> Fidelity:

@@ -153,8 +153,9 @@ class ForecastConfig(Section):
     weight_decays: tuple[NonNegativeFloat, ...] = Field(default=(0.01, 0.1, 1.0), min_length=1)
     """Candidates, of which each exit takes the one with the least cross-validated loss on the fit part."""
     folds: Annotated[int, Field(ge=2)] = 5
-    temperatures: tuple[PositiveFloat, ...] = Field(default=(0.003, 0.01, 0.03, 0.1), min_length=1)
-    """Candidates for τ_s, of which the one with the best accuracy over cost, likewise cross-validated, is taken."""
+    temperatures: tuple[PositiveFloat, ...] = Field(default=(0.003, 0.01, 0.03), min_length=1)
+    """Candidates for τ_s, of which the one with the best accuracy over cost, likewise cross-validated, is taken. Beyond these a
+    frame goes on for less than λ says: the accuracy at a cost may stay the same, but λ loses its meaning."""
 
 
 class RoutersConfig(Section):

@@ -55,7 +55,7 @@ class OpenVinoBackend:
             for values in (manifest.preprocessing.mean, manifest.preprocessing.std)
         )
         folder = bundle.path / FOLDER / ("int8" if precision == "int8" else "float")
-        tensors = {} if precision == "int8" else load_file(bundle.path / WEIGHTS)
+        tensors = load_file(bundle.path / WEIGHTS)
         # heads, routers and whatever else an int8 graph leaves in float are run in float32
         hint = {"INFERENCE_PRECISION_HINT": "bf16" if precision == "bf16" else "f32"}
         core = _openvino().Core()
@@ -63,7 +63,7 @@ class OpenVinoBackend:
         def load(name: str, *, of_floats: bool = False) -> _Compiled:
             path = folder / f"{name}.xml"
             try:
-                return _compile(core, _read(core, path, tensors, of_floats), hint, threads)
+                return _compile(core, read_graph(core, path, tensors, of_floats=of_floats), hint, threads)
             except RuntimeError as error:
                 raise BundleError(path, f"can't be run by OpenVINO ({str(error).strip().splitlines()[-1]})") from error
 
@@ -132,8 +132,11 @@ def _openvino() -> Any:
     return openvino
 
 
-def _read(core: Core, path: Path, tensors: Mapping[str, Tensor], of_floats: bool) -> Model:
-    """A graph with its weights: from the file beside it, and those that it names as inputs from the bundle's tensors."""
+def read_graph(core: Core, path: Path, tensors: Mapping[str, Tensor], *, of_floats: bool = False) -> Model:
+    """A graph with its weights: from the file beside it, and those that it names as inputs from the bundle's tensors.
+
+    Pixels are uint8, or with `of_floats` float32. Raises RuntimeError where OpenVINO can't read it.
+    """
     opset = _openvino().opset13
     model = core.read_model(path, path.with_name(GRAPH_WEIGHTS))
     for parameter in model.get_parameters():

@@ -116,7 +116,7 @@ class Backend(Protocol):
     """Height and width of the network's input, in pixels."""
     classes: int
     batch_step: int
-    """Batches of a multiple of this many frames run as they are. Others may be filled up to one, so that few sizes are prepared."""
+    """Batches of a multiple of so many frames run as they are. Others may be filled up to one, so that few sizes are prepared."""
     rule: HaltingRule
     """How the routers' output is read; its tensors lie where the stages' results do."""
 

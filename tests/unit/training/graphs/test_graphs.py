@@ -59,6 +59,15 @@ def test_a_stage_has_its_own_convolutions_and_no_others(smoke_run: Path, kind: s
 
 
 @needs_nncf
+def test_int8_graphs_take_the_heads_from_the_bundle(forecast_run: Path) -> None:
+    folder = forecast_run / "export" / FOLDER / "int8"
+    for exit in (1, 2, 3):
+        inputs = layers(folder / f"stage{exit}.xml", "Parameter")
+        named = [layer.find("output/port").attrib["names"] for layer in inputs]  # type: ignore[union-attr]
+        assert [name for name in named if name.startswith("heads.")] == [f"heads.{exit - 1}.0.weight"]
+
+
+@needs_nncf
 def test_everything_but_the_first_convolution_is_quantised(smoke_run: Path) -> None:
     folder = smoke_run / "export" / FOLDER / "int8"
     assert [whole_numbers(folder / f"stage{exit}.xml") for exit in (1, 2, 3, 4)] == [2, 3, 3, 3]
