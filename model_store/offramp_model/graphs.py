@@ -2,7 +2,7 @@
 
     openvino/<kind>/stage<k>.xml  full.xml  weights.bin
 
-`int8` graphs carry the weights that were quantised in the one weights.bin. Large ones left in float, and all of a `float` graph's,
+`int8` graphs carry the weights that were quantised in the one weights.bin. Large ones left in float, and all of a `float` one's,
 are inputs named as the tensors of weights.safetensors that they are, so that float weights lie in the bundle once.
 """
 
