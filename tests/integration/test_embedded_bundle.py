@@ -27,7 +27,7 @@ STORE = ROOT / "model_store" / "bundles"
 def test_it_is_whole_small_and_good_enough(name: str) -> None:
     bundle = BundleStore(STORE).open(name)
     manifest = bundle.manifest
-    assert (bundle.path / WEIGHTS).stat().st_size <= 25e6
+    assert (bundle.path / WEIGHTS).stat().st_size <= 32e6
     assert manifest.costs.full_macs == 555_422_720
     assert manifest.full_accuracy >= 0.9
     assert "JPEG" in manifest.provenance.data_note
