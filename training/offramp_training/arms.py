@@ -41,7 +41,8 @@ def list_arms(job: JobConfig, run: RunDirectory) -> list[Arm]:
             bank_job = _with_bank(own_job)
             arms.append(Arm("bank", replica, bank_job, _borrowing(run, f"bank-{replica}")))
         if "paper" in job.proof.beside:
-            paper_job = _with_bank(own_job, head_kind="gap_mlp", head_cascade=False)
+            heads = {"head_kind": "gap_mlp", "head_cascade": False, "head_hidden": job.proof.paper_head_hidden}
+            paper_job = _with_bank(own_job, **heads)
             arms.append(Arm("paper", replica, paper_job, _borrowing(run, f"paper-{replica}")))
     return arms
 

@@ -214,6 +214,8 @@ class ProofConfig(Section):
     """The grid of these banks, in nats per full network's compute."""
     bank_router_hidden: PositiveInt = 16
     """Hidden units of these banks' routers, whatever `network.router_hidden` is."""
+    paper_head_hidden: PositiveInt = 128
+    """Hidden units of the paper's heads, whatever `network.head_hidden` is."""
     reference: Path | None = None
     """Another run's directory, or a bundle, whose figures the report sets beside this run's."""
     costs: tuple[PositiveFloat, ...] = (0.3, 0.35, 0.4, 0.45, 0.5, 0.6, 0.645, 0.75, 0.9)
