@@ -78,7 +78,9 @@ def _ablate(
     config: ConfigOption,
     run_dir: RunDirOption,
     overrides: SetOption = [],  # noqa: B006 - typer's way
-    variants: Annotated[Path | None, typer.Option(help="A YAML file of named overrides; 23 variants where not given.")] = None,
+    variants: Annotated[
+        Path | None, typer.Option(help="A YAML file of named overrides; those beside the presets where not given.")
+    ] = None,
 ) -> None:
     from offramp_training.ablation import ablate, load_variants
     from offramp_training.config import load_config
