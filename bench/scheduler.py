@@ -26,7 +26,7 @@ import torch
 from loads import Pictures, allowing, closed_loop, open_loop, read_pictures
 from offramp_model.bundle import open_bundle
 from offramp_model.routing import Policy
-from offramp_server.backends import Wish, load_backend
+from offramp_server.backends import BATCHES_A_SHARE, Wish, load_backend
 from offramp_server.engine.engine import Engine
 from offramp_server.engine.overload import PriceTable
 from offramp_server.engine.scheduler import LaneState, Strategy, choose_lane
@@ -89,7 +89,8 @@ class Setup:
 @asynccontextmanager
 async def running(setup: Setup, limits: EngineLimits, choose: Strategy = choose_lane) -> AsyncIterator[Engine]:
     """A warm engine, with a thread for each share of the backend."""
-    with ThreadPoolExecutor(os.cpu_count(), initializer=torch.set_num_threads, initargs=(1,)) as executor:
+    threads = BATCHES_A_SHARE * (os.cpu_count() or 1)
+    with ThreadPoolExecutor(threads) as executor:
         engine = Engine(setup.backend, limits, _Silent(), executor, prices=setup.prices, choose=choose)
         await engine.start()
         try:

@@ -13,12 +13,14 @@ import time
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
 from offramp_model.bundle import open_bundle
 from offramp_server.backends import OpenVinoBackend, TorchBackend
+from offramp_server.engine.execution import no_logits
 
 Run = Callable[[list[np.ndarray]], object]
 
@@ -27,8 +29,8 @@ def run_cut(backend: OpenVinoBackend | TorchBackend) -> Run:
     """Every stage in a row, each on what the one before gave."""
 
     def run(images: list[np.ndarray]) -> None:
-        features = backend.prepare(images)
-        logits_NEC = torch.zeros(len(images), 0, backend.classes)
+        features: Any = backend.prepare(images)
+        logits_NEC = no_logits(len(images), backend.classes)
         for exit in range(1, backend.exits + 1):
             result = backend.run_stage(exit, features, logits_NEC)
             features, logits_NEC = result.features, result.logits_NEC

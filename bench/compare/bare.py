@@ -15,12 +15,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from offramp_model.bundle import Bundle, Control, open_bundle
 from offramp_model.routing import Controls, Policy, decide
 from offramp_server.backends import Wish, load_backend
-from offramp_server.engine.types import Backend
+from offramp_server.engine.execution import no_logits
+from offramp_server.engine.types import Backend, Features
 
 DECIDED_AT_ONCE = 32
 """Frames in a batch while the exits are decided."""
@@ -38,8 +38,8 @@ class BareLoop:
         backend, exits = self._backend, []
         for images in _chunks(self._images, DECIDED_AT_ONCE):
             controls = _controls(control, len(images), backend.exits)
-            taken_N = torch.zeros(len(images), dtype=torch.long)
-            features, logits_NEC = backend.prepare(images), torch.zeros(len(images), 0, backend.classes)
+            taken_N = np.zeros(len(images), int)
+            features, logits_NEC = backend.prepare(images), no_logits(len(images), backend.classes)
             for stage in range(1, backend.exits + 1):
                 result = backend.run_stage(stage, features, logits_NEC)
                 decision = decide(stage, result.logits_NEC[:, -1], result.router_output, controls, backend.rule)
@@ -50,7 +50,7 @@ class BareLoop:
 
     def adaptive(self, batch: int, seconds: float) -> dict[str, Any]:
         """Run frames to their exits in batches of `batch`, made anew before each stage, for so long."""
-        order, queues = _endless(len(self._images)), [_Queue() for _ in range(self._backend.exits)]
+        order, queues = _endless(len(self._images)), [_Queue(self._backend) for _ in range(self._backend.exits)]
         return _timed(lambda: self._run_on(order, queues, batch), seconds)
 
     def uncut(self, batch: int, seconds: float) -> dict[str, Any]:
@@ -71,17 +71,17 @@ class BareLoop:
         """
         answered = 0
         frames = [next(order) for _ in range(batch)]
-        exits_N = torch.tensor([self.exits_N[frame] for frame in frames])
+        exits_N = np.array([self.exits_N[frame] for frame in frames])
         features = self._backend.prepare([self._images[frame] for frame in frames])
-        logits_NEC = torch.zeros(batch, 0, self._backend.classes)
+        logits_NEC = no_logits(batch, self._backend.classes)
         for stage in range(1, self._backend.exits + 1):
             result = self._backend.run_stage(stage, features, logits_NEC)
-            stays_N = exits_N > stage
-            answered += int((~stays_N).sum())
-            if stage == self._backend.exits or not stays_N.any():
+            staying_S = np.flatnonzero(exits_N > stage)
+            answered += len(exits_N) - len(staying_S)
+            if stage == self._backend.exits or not len(staying_S):
                 break
             queue = queues[stage]
-            queue.add(result.features[stays_N], result.logits_NEC[stays_N], exits_N[stays_N])
+            queue.add(self._backend.take(result.features, staying_S), result.logits_NEC[staying_S], exits_N[staying_S])
             if len(queue) < batch:
                 break
             features, logits_NEC, exits_N = queue.take(batch)
@@ -91,21 +91,24 @@ class BareLoop:
 class _Queue:
     """Rows that wait for a stage until there is a batch of them."""
 
-    def __init__(self) -> None:
-        self._parts: list[tuple[Tensor, Tensor, Tensor]] = []
+    def __init__(self, backend: Backend) -> None:
+        self._backend = backend
+        self._parts: list[tuple[Features, np.ndarray, np.ndarray]] = []
 
     def __len__(self) -> int:
         return sum(len(part[0]) for part in self._parts)
 
-    def add(self, features: Tensor, logits_NEC: Tensor, exits_N: Tensor) -> None:
+    def add(self, features: Features, logits_NEC: np.ndarray, exits_N: np.ndarray) -> None:
         self._parts.append((features, logits_NEC, exits_N))
 
-    def take(self, batch: int) -> tuple[Tensor, Tensor, Tensor]:
+    def take(self, batch: int) -> tuple[Features, np.ndarray, np.ndarray]:
         """The first `batch` rows."""
-        joined = [torch.cat(parts) if len(parts) > 1 else parts[0] for parts in zip(*self._parts, strict=True)]
-        self._parts = [tuple(part[batch:] for part in joined)] if len(joined[0]) > batch else []  # type: ignore[list-item]
-        features, logits_NEC, exits_N = (part[:batch] for part in joined)
-        return features, logits_NEC, exits_N
+        features, logits_NEC, exits_N = self._parts[0]
+        if len(self._parts) > 1:
+            parts = list(zip(*self._parts, strict=True))
+            features, logits_NEC, exits_N = self._backend.join(parts[0]), np.concatenate(parts[1]), np.concatenate(parts[2])
+        self._parts = [(features[batch:], logits_NEC[batch:], exits_N[batch:])] if len(exits_N) > batch else []
+        return features[:batch], logits_NEC[:batch], exits_N[:batch]
 
 
 def full_labels(bundle: Bundle, images_NHWC: np.ndarray) -> list[int]:
@@ -136,14 +139,14 @@ def _timed(run: Callable[[], int], seconds: float) -> dict[str, Any]:
     return figures | {"call_ms": {"p50": float(p50), "p99": float(p99)}}
 
 
-def _controls(control: Control, frames: int, exits: int) -> Controls:
+def _controls(control: Control, frames: int, exits: int) -> Controls[np.ndarray]:
     last = min(control.max_exit or exits, exits)
     return Controls(
-        policy_N=torch.full((frames,), int(Policy[control.policy.upper()])),
-        lambda_N=torch.full((frames,), control.lambda_),
-        threshold_NE=torch.full((frames, exits - 1), control.threshold),
-        min_exit_N=torch.ones(frames, dtype=torch.long),
-        max_exit_N=torch.full((frames,), last),
+        policy_N=np.full(frames, int(Policy[control.policy.upper()])),
+        lambda_N=np.full(frames, control.lambda_, np.float32),
+        threshold_NE=np.full((frames, exits - 1), control.threshold, np.float32),
+        min_exit_N=np.ones(frames, int),
+        max_exit_N=np.full(frames, last),
     )
 
 
@@ -163,8 +166,6 @@ def main() -> None:
     bundle, images_NHWC = open_bundle(Path(folder)), np.load(images)
     with torch.inference_mode():
         backend = load_backend(bundle, Wish(device="cpu"))
-        if backend.name == "openvino":  # as the server does
-            torch.set_num_threads(1)
         loop = BareLoop(backend, images_NHWC, Control.model_validate_json(control))
         said: Any = {"backend": backend.name, "device": backend.device_description, "exits": loop.exits_N}
         print(json.dumps(said), flush=True)

@@ -16,10 +16,11 @@ from types import TracebackType
 from typing import Protocol
 
 import torch
+import uvloop
 from prometheus_client import CollectorRegistry
 
 from offramp_model.bundle import Bundle, BundleError, BundleNotFoundError, BundleStore
-from offramp_server.backends import Wish, load_backend
+from offramp_server.backends import BATCHES_A_SHARE, Wish, load_backend
 from offramp_server.config import DEFAULT_MODEL, Settings
 from offramp_server.engine.engine import Engine
 from offramp_server.engine.types import Backend, EngineLimits
@@ -76,9 +77,9 @@ class Server:
         self._tracing = tracing
         torch_threads = settings.torch_threads or torch.get_num_threads()
         # networks run off the loop, and engines take turns there: torch's batches one at a time, on all cores or a GPU,
-        # OpenVINO's several at once; torch has one thread beside those, or its own would hold the cores that they wait for
+        # OpenVINO's several at once
         self._device = ThreadPoolExecutor(1, "device", torch.set_num_threads, (torch_threads,))
-        self._cores = ThreadPoolExecutor(os.cpu_count(), "core", torch.set_num_threads, (1,))
+        self._cores = ThreadPoolExecutor(BATCHES_A_SHARE * (os.cpu_count() or 1), "core")
         self._decoders = ThreadPoolExecutor(settings.decode_threads, "decode")
         # loading and warming up beside it, so that a new version keeps nobody waiting
         self._loader = ThreadPoolExecutor(1, "load", torch.set_num_threads, (torch_threads,))
@@ -187,7 +188,8 @@ class Server:
 def run(settings: Settings) -> int:
     """Serve until told to stop; returns the exit code."""
     configure_logging(settings.log_level, settings.log_format, current_fields)
-    return asyncio.run(serve(settings))
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(serve(settings))
 
 
 async def serve(settings: Settings) -> int:

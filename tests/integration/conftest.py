@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import grpc.aio
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -72,7 +73,7 @@ class GatedBackend(TorchBackend):
         self.gate.set()
         self.batches: list[tuple[int, int]] = []
 
-    def run_stage(self, exit: int, features: Tensor, earlier_NEC: Tensor) -> StageResult:
+    def run_stage(self, exit: int, features: Tensor, earlier_NEC: np.ndarray) -> StageResult:
         assert self.gate.wait(PATIENCE_S)
         self.batches.append((exit, len(features)))
         return super().run_stage(exit, features, earlier_NEC)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import grpc.aio
+import numpy as np
 import pytest
 from torch import Tensor
 
@@ -34,7 +35,7 @@ class SlowBackend(TorchBackend):
         super().__init__(bundle, "cpu")
         self._clock = clock
 
-    def run_stage(self, exit: int, features: Tensor, earlier_NEC: Tensor) -> StageResult:
+    def run_stage(self, exit: int, features: Tensor, earlier_NEC: np.ndarray) -> StageResult:
         self._clock.now += 1.0
         return super().run_stage(exit, features, earlier_NEC)
 

@@ -169,7 +169,7 @@ def choose_temperature(
     costs = cost_table(job.network.model_copy(update={"router_temperature": 1.0}))  # the same at every temperature
     areas = {}
     for temperature in job.forecast.temperatures:
-        rule = ForecastRule(torch.tensor(costs.ratios), temperature)
+        rule = ForecastRule(costs.ratios, temperature)
         frames = Frames(logits_NKC, list(forecasts), logits_NKC[:, -1], labels_N, rule, costs)
         outcomes = [run_policy(frames, Control(policy="router", lambda_=value)) for value in (0, *np.logspace(-3, 1, 41))]
         points = [(outcome.mean_cost, outcome.accuracy) for outcome in outcomes]

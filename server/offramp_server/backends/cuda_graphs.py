@@ -7,13 +7,13 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from offramp_server.engine.types import StageResult
+from offramp_model.network import StageOutput
 
 SIZES = (1, 2, 4, 8, 16, 32, 64)
 """A batch is padded to the next of these; a larger one runs uncaptured."""
 WARM_UPS = 3
 
-RunStage = Callable[[int, Tensor, Tensor], StageResult]
+RunStage = Callable[[int, Tensor, Tensor], StageOutput]
 
 
 class CapturedStages:
@@ -22,7 +22,7 @@ class CapturedStages:
     def __init__(self, run: RunStage) -> None:
         self._run, self._captured = run, dict[tuple[int, int], _Captured]()
 
-    def __call__(self, exit: int, features: Tensor, earlier_NEC: Tensor) -> StageResult:
+    def __call__(self, exit: int, features: Tensor, earlier_NEC: Tensor) -> StageOutput:
         """What `run` gives, row by row; the padding's rows are dropped."""
         size = next((size for size in SIZES if size >= len(features)), None)
         if size is None:
@@ -47,14 +47,14 @@ class _Captured:
         with torch.cuda.graph(self._graph):
             self._result = run(exit, features, earlier_NEC)
 
-    def replay(self, features: Tensor, earlier_NEC: Tensor) -> StageResult:
+    def replay(self, features: Tensor, earlier_NEC: Tensor) -> StageOutput:
         count, result = len(features), self._result
         self._features[:count].copy_(features)
         self._earlier_NEC[:count].copy_(earlier_NEC)
         self._graph.replay()
         # copies, since the next replay writes over them
         router_output = None if result.router_output is None else result.router_output[:count].clone()
-        return StageResult(result.features[:count].clone(), result.logits_NEC[:count].clone(), router_output)
+        return StageOutput(result.features_NCHW[:count].clone(), result.logits_NEC[:count].clone(), router_output)
 
 
 def _padded(rows: Tensor, size: int) -> Tensor:

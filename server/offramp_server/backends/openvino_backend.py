@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -28,6 +27,9 @@ _NAMES: dict[OpenVinoPrecision, str] = {"int8": "int8", "bf16": "bfloat16", "f32
 MAX_SHARES = 8
 """Of many cores each share gets several, so that latency does not grow with their number."""
 
+BATCHES_A_SHARE = 2
+"""While the rows of one are decided and handed over, which takes the interpreter's lock, the cores run the other."""
+
 BATCH_STEP = 4
 """OpenVINO keeps what it prepares for every batch size that it meets, megabytes each: so it meets one and two frames, and
 multiples of this."""
@@ -40,7 +42,7 @@ class OpenVinoBackend:
     """
 
     name = "openvino"
-    batch_step = BATCH_STEP
+    batch_step, batches_a_share = BATCH_STEP, BATCHES_A_SHARE
 
     def __init__(self, bundle: Bundle, precision: OpenVinoPrecision, threads: int = 0, reason: str = "asked for") -> None:
         """`threads` run one forward pass; 0 leaves it to OpenVINO. Raises BundleError, or ImportError without openvino."""
@@ -73,49 +75,60 @@ class OpenVinoBackend:
 
     def _use(self, models: Sequence[CompiledModel]) -> None:
         """Run these: the stages, the first of floats, and the whole."""
-        *self._stages, self._first_of_floats, self._whole = [model.create_infer_request() for model in models]
+        *self._stages, self._first_of_floats, self._whole = map(_Request, models)
 
     def split(self) -> list[OpenVinoBackend]:
-        """One for each core, and for several where there are more than `MAX_SHARES`; none on a single one.
+        """Two for each core, or for several where there are more than `MAX_SHARES`; none on a single one.
 
-        A core that other work holds up does not hold up the rest then, as it does where all run one batch.
+        A core that other work holds up does not hold up the rest then, as it does where all run one batch; and while one of
+        its two waits for the interpreter, the other runs.
         """
         shares = []
         for models in zip(*(each.shares for each in self._compiled), strict=True):
-            share = copy(self)
-            share._use(models)
-            shares.append(share)
+            for _ in range(BATCHES_A_SHARE):
+                share = copy(self)
+                share._use(models)
+                shares.append(share)
         return shares
 
-    def prepare(self, images: Sequence[np.ndarray]) -> Tensor:
+    def prepare(self, images: Sequence[np.ndarray]) -> np.ndarray:
         """Stack uint8 (H, W, 3) images as they are: the graph normalises. float32 (3, H, W) ones become float32 pixels.
 
         Shape (N, H, W, 3).
         """
         batch = np.stack(images)
-        if batch.dtype != np.uint8:
-            batch = (batch * self._std_C11 + self._mean_C11).transpose(0, 2, 3, 1)
-        return torch.from_numpy(batch)
+        if batch.dtype == np.uint8:
+            return batch
+        return np.ascontiguousarray((batch * self._std_C11 + self._mean_C11).transpose(0, 2, 3, 1))
 
-    def run_stage(self, exit: int, features: Tensor, earlier_NEC: Tensor) -> StageResult:
+    def take(self, features: np.ndarray, rows_S: np.ndarray) -> np.ndarray:
+        """A copy of these rows."""
+        taken: np.ndarray = features[rows_S]
+        return taken
+
+    def join(self, parts: Sequence[np.ndarray]) -> np.ndarray:
+        """The rows of several as one."""
+        return np.concatenate(parts)
+
+    def run_stage(self, exit: int, features: np.ndarray, earlier_NEC: np.ndarray) -> StageResult:
         """Run one stage on (N, …) features; stage 1 takes what `prepare` gives, and no earlier logits."""
         if exit == 1:
-            request = self._stages[0] if features.dtype == torch.uint8 else self._first_of_floats
-            outputs = _infer(request, {PIXELS: features})
+            request = self._stages[0] if features.dtype == np.uint8 else self._first_of_floats
+            outputs = request.run({PIXELS: features})
         else:
-            outputs = _infer(self._stages[exit - 1], {FEATURES: features, EARLIER: earlier_NEC})
-        logits_NEC = outputs[LOGITS].clone()
-        router_output = outputs[ROUTER].clone() if ROUTER in outputs else None
+            outputs = self._stages[exit - 1].run({FEATURES: features, EARLIER: earlier_NEC})
+        logits_NEC = outputs[LOGITS].copy()
+        router_output = outputs[ROUTER].copy() if ROUTER in outputs else None
         return StageResult(outputs.get(SURVIVORS, logits_NEC), logits_NEC, router_output)
 
-    def run_whole(self, pixels: Tensor) -> tuple[Tensor, list[Tensor]]:
+    def run_whole(self, pixels: np.ndarray) -> tuple[np.ndarray, list[np.ndarray]]:
         """Run the uncut graph on what `prepare` gives for uint8 images, for frames that go to the last exit anyway.
 
         Returns the class logits of every exit, shape (N, K, classes), and each router's output.
         """
-        outputs = _infer(self._whole, {PIXELS: pixels})
-        routers = [outputs[f"{ROUTER}{exit}"].clone() for exit in range(1, self.exits) if f"{ROUTER}{exit}" in outputs]
-        return outputs[LOGITS].clone(), routers
+        outputs = self._whole.run({PIXELS: pixels})
+        routers = [outputs[f"{ROUTER}{exit}"].copy() for exit in range(1, self.exits) if f"{ROUTER}{exit}" in outputs]
+        return outputs[LOGITS].copy(), routers
 
 
 def openvino_capabilities() -> list[str]:
@@ -171,23 +184,29 @@ def _compile(core: Core, model: Model, hint: Mapping[str, str], threads: int) ->
     return _Compiled(alone, [core.compile_model(model, "CPU", share) for _ in range(count)])
 
 
-def _infer(request: InferRequest, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Run on N rows of each tensor, where they lie if N is a size to run; the outputs are views of the request's own memory."""
-    tensor_type = _openvino().Tensor
-    count = len(next(iter(inputs.values())))
-    size = count if count <= 2 else -(-count // BATCH_STEP) * BATCH_STEP
-    arrays = {name: _filled_up(tensor, size).numpy() for name, tensor in inputs.items()}  # they must outlive the run
-    for name, array in arrays.items():
-        request.set_tensor(name, tensor_type(array, shared_memory=True))
-    request.infer()
-    outputs = ((port.get_any_name(), request.get_tensor(port).data) for port in request.model_outputs)
-    return {name: torch.from_numpy(values)[:count] for name, values in outputs}
+class _Request:
+    """One graph that runs one batch at a time."""
+
+    def __init__(self, model: CompiledModel) -> None:
+        self._request: InferRequest = model.create_infer_request()
+        self._outputs = [(port.get_any_name(), port) for port in self._request.model_outputs]
+        self._tensor_type = _openvino().Tensor
+
+    def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Run on N rows of each input, where they lie if N is a size to run; the outputs are views of the request's memory."""
+        count = len(next(iter(inputs.values())))
+        size = count if count <= 2 else -(-count // BATCH_STEP) * BATCH_STEP
+        rows = {name: _filled_up(array, size) for name, array in inputs.items()}  # they must outlive the run
+        for name, array in rows.items():
+            self._request.set_tensor(name, self._tensor_type(array, shared_memory=True))
+        self._request.infer()
+        return {name: self._request.get_tensor(port).data[:count] for name, port in self._outputs}
 
 
-def _filled_up(rows: Tensor, size: int) -> Tensor:
+def _filled_up(rows: np.ndarray, size: int) -> np.ndarray:
     """The rows, with blank ones after them where there are fewer than `size`."""
     if len(rows) == size:
-        return rows.contiguous()
-    room = rows.new_zeros(size, *rows.shape[1:])
+        return np.ascontiguousarray(rows)
+    room = np.zeros((size, *rows.shape[1:]), rows.dtype)
     room[: len(rows)] = rows
     return room

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Literal
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from offramp_model.bundle import Bundle
+from offramp_model.network import StageOutput
 from offramp_model.routing import halting_rule
 from offramp_server.backends.cuda_graphs import CapturedStages
 from offramp_server.engine.types import StageResult
@@ -21,7 +23,7 @@ class TorchBackend:
     """Implements engine.types.Backend."""
 
     name = "torch"
-    batch_step = 1
+    batch_step = batches_a_share = 1
 
     def __init__(
         self, bundle: Bundle, device: str = "auto", precision: TorchPrecision = "f32", reason: str = "asked for"
@@ -47,7 +49,7 @@ class TorchBackend:
         self.exits = manifest.network.exits
         self.input_size = manifest.network.input_size
         self.classes = manifest.network.classes
-        self.rule = halting_rule(manifest.network, manifest.costs.ratios, self._device)
+        self.rule = halting_rule(manifest.network, manifest.costs.ratios)
         mean_C11, std_C11 = (
             torch.tensor(values, device=self._device).view(-1, 1, 1)
             for values in (manifest.preprocessing.mean, manifest.preprocessing.std)
@@ -55,6 +57,7 @@ class TorchBackend:
         # (x / 255 − mean) / std as one multiplication and one subtraction
         self._scale_C11, self._shift_C11 = 1 / (255 * std_C11), mean_C11 / std_C11
 
+    @torch.inference_mode()
     def prepare(self, images: Sequence[np.ndarray]) -> Tensor:
         """Normalise uint8 (H, W, 3) images, or stack float32 (3, H, W) ones as they are; shape (N, 3, H, W), channels last."""
         batch = torch.from_numpy(np.stack(images)).to(self._device)
@@ -62,30 +65,51 @@ class TorchBackend:
             return batch.permute(0, 3, 1, 2).float().mul_(self._scale_C11).sub_(self._shift_C11)
         return batch.contiguous(memory_format=torch.channels_last)
 
-    def run_stage(self, exit: int, features: Tensor, earlier_NEC: Tensor) -> StageResult:
-        """Run one stage on (N, …) features; stage 1 takes what `prepare` gives, and no earlier logits."""
-        features = features.contiguous(memory_format=torch.channels_last)
-        return self._run(exit, features, earlier_NEC) if self._captured is None else self._captured(exit, features, earlier_NEC)
+    def take(self, features: Tensor, rows_S: np.ndarray) -> Tensor:
+        """A copy of these rows."""
+        return features.index_select(0, torch.from_numpy(rows_S).to(self._device))
 
-    def run_whole(self, pixels: Tensor) -> tuple[Tensor, list[Tensor]]:
+    def join(self, parts: Sequence[Tensor]) -> Tensor:
+        """The rows of several as one."""
+        return torch.cat(list(parts))
+
+    @torch.inference_mode()
+    def run_stage(self, exit: int, features: Tensor, earlier_NEC: np.ndarray) -> StageResult:
+        """Run one stage on (N, …) features; stage 1 takes what `prepare` gives, and no earlier logits."""
+        output = self._run_on(exit, features, torch.from_numpy(earlier_NEC).to(self._device))
+        router_output = None if output.router_output is None else _read(output.router_output)
+        return StageResult(output.features_NCHW, _read(output.logits_NEC), router_output)
+
+    @torch.inference_mode()
+    def run_whole(self, pixels: Tensor) -> tuple[np.ndarray, list[np.ndarray]]:
         """Run every stage in a row on what `prepare` gives, for frames that go to the last exit anyway.
 
         Returns the class logits of every exit, shape (N, K, classes), and each router's output.
         """
         features, logits_NEC, routers = pixels, pixels.new_zeros(len(pixels), 0, self.classes), list[Tensor]()
         for exit in range(1, self.exits + 1):
-            result = self.run_stage(exit, features, logits_NEC)
-            features, logits_NEC = result.features, result.logits_NEC
-            routers += [result.router_output] if result.router_output is not None else []
-        return logits_NEC, routers
+            output = self._run_on(exit, features, logits_NEC)
+            features, logits_NEC = output.features_NCHW, output.logits_NEC
+            routers += [output.router_output] if output.router_output is not None else []
+        return _read(logits_NEC), [_read(output) for output in routers]
 
     def split(self) -> Sequence[TorchBackend]:
         """Not at all: torch's threads run one batch best."""
         return ()
 
-    def _run(self, exit: int, features: Tensor, earlier_NEC: Tensor) -> StageResult:
+    def _run_on(self, exit: int, features: Tensor, earlier_NEC: Tensor) -> StageOutput:
+        features = features.contiguous(memory_format=torch.channels_last)
+        return self._run(exit, features, earlier_NEC) if self._captured is None else self._captured(exit, features, earlier_NEC)
+
+    def _run(self, exit: int, features: Tensor, earlier_NEC: Tensor) -> StageOutput:
         output = self._network.stage(exit, features, earlier_NEC)
-        return StageResult(output.features_NCHW.to(self._features_type), output.logits_NEC, output.router_output)
+        return replace(output, features_NCHW=output.features_NCHW.to(self._features_type))
+
+
+def _read(outputs: Tensor) -> np.ndarray:
+    """Wait for the device."""
+    array: np.ndarray = outputs.float().cpu().numpy()
+    return array
 
 
 class _Bfloat16(nn.Module):

@@ -1,4 +1,8 @@
-"""One batch on the backend, and what the exits decide about it: the arithmetic of the engine, in the executor's thread."""
+"""One batch on the backend, and what the exits decide about it: the arithmetic of the engine, in the executor's thread.
+
+It decides in NumPy, which keeps the interpreter's lock through small operations; torch lets go of it in each, and then waits
+behind the event loop (docs/scheduling.md).
+"""
 
 from __future__ import annotations
 
@@ -8,19 +12,17 @@ from dataclasses import dataclass
 from itertools import groupby, pairwise
 
 import numpy as np
-import torch
-from torch import Tensor
 
-from offramp_model.routing import Controls, decide
-from offramp_server.engine.types import Backend, FrameControl
+from offramp_model.routing import Controls, decide, sigmoid
+from offramp_server.engine.types import Backend, Features, FrameControl
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Cohort:
     """What frames that went on from one batch take along: the stage's features, one row a frame, and the class logits so far."""
 
-    features: Tensor
-    logits_NEC: Tensor
+    features: Features
+    logits_NEC: np.ndarray
 
 
 @dataclass(slots=True, eq=False)
@@ -47,44 +49,42 @@ class Outcome:
 
 def run_stage(backend: Backend, stage: int, inputs: Sequence[np.ndarray | Place], controls: Sequence[FrameControl]) -> Outcome:
     """Run one stage and decide row by row. Stage 1 takes images of one type, later stages the places given by the one before."""
-    with torch.inference_mode():
-        if stage == 1:
-            features = backend.prepare([image for image in inputs if isinstance(image, np.ndarray)])
-            earlier_NEC = features.new_zeros(len(inputs), 0, backend.classes, dtype=torch.float32)
-        else:
-            features, earlier_NEC = _gather([place for place in inputs if isinstance(place, Place)])
-        result = backend.run_stage(stage, features, earlier_NEC)
-        controls_N = _as_tensors(controls, features.device)
-        decision = decide(stage, result.logits_NEC[:, -1], result.router_output, controls_N, backend.rule)
-        leaves = decision.leaves_N.tolist()
-        places: list[Place | None] = [None] * len(leaves)
-        if stage < backend.exits and not all(leaves):
-            staying = [row for row, left in enumerate(leaves) if not left]
-            # a copy: of the survivors alone, and out of memory that the backend may write over
-            rows_S = torch.tensor(staying, device=features.device)
-            cohort = Cohort(result.features.index_select(0, rows_S), result.logits_NEC.index_select(0, rows_S))
-            for index, row in enumerate(staying):
-                places[row] = Place(cohort, index)
-        halting: list[tuple[float, ...]] = [()] * len(leaves)
-        if result.router_output is not None:
-            halting = [(value,) for value in decision.halting_N.tolist()]
-        return Outcome(decision.by_policy_N.tolist(), halting, *_readable(decision.probabilities_NC), places)
+    if stage == 1:
+        features = backend.prepare([image for image in inputs if isinstance(image, np.ndarray)])
+        earlier_NEC = no_logits(len(inputs), backend.classes)
+    else:
+        features, earlier_NEC = _gather(backend, [place for place in inputs if isinstance(place, Place)])
+    result = backend.run_stage(stage, features, earlier_NEC)
+    decision = decide(stage, result.logits_NEC[:, -1], result.router_output, _stack(controls), backend.rule)
+    places: list[Place | None] = [None] * len(inputs)
+    staying_S = np.flatnonzero(~decision.leaves_N)
+    if stage < backend.exits and len(staying_S):
+        # a copy: of the survivors alone, and out of memory that the backend may write over
+        cohort = Cohort(backend.take(result.features, staying_S), result.logits_NEC[staying_S])
+        for index, row in enumerate(staying_S.tolist()):
+            places[row] = Place(cohort, index)
+    halting: list[tuple[float, ...]] = [()] * len(inputs)
+    if result.router_output is not None:
+        halting = [(value,) for value in decision.halting_N.tolist()]
+    probabilities_NC = decision.probabilities_NC
+    return Outcome(decision.by_policy_N.tolist(), halting, probabilities_NC, _sound(probabilities_NC), places)
 
 
 def run_whole(backend: Backend, images: Sequence[np.ndarray], controls: Sequence[FrameControl]) -> Outcome:
     """Run the whole network on uint8 images of frames that can leave at the last exit alone."""
-    count = len(images)
-    with torch.inference_mode():
-        pixels = backend.prepare(images)
-        logits_NEC, router_outputs = backend.run_whole(pixels)
-        controls_N = _as_tensors(controls, logits_NEC.device)
-        decision = decide(backend.exits, logits_NEC[:, -1], None, controls_N, backend.rule)
-        met = [
-            torch.sigmoid(backend.rule.logit(exit, output.float(), controls_N.lambda_N)).tolist()
-            for exit, output in enumerate(router_outputs, 1)
-        ]
-        halting: list[tuple[float, ...]] = list(zip(*met, strict=True)) if met else [()] * count
-        return Outcome([False] * count, halting, *_readable(decision.probabilities_NC), [None] * count)
+    count, controls_N = len(images), _stack(controls)
+    logits_NEC, router_outputs = backend.run_whole(backend.prepare(images))
+    probabilities_NC = decide(backend.exits, logits_NEC[:, -1], None, controls_N, backend.rule).probabilities_NC
+    met = [
+        sigmoid(backend.rule.logit(exit, output, controls_N.lambda_N)).tolist() for exit, output in enumerate(router_outputs, 1)
+    ]
+    halting: list[tuple[float, ...]] = list(zip(*met, strict=True)) if met else [()] * count
+    return Outcome([False] * count, halting, probabilities_NC, _sound(probabilities_NC), [None] * count)
+
+
+def no_logits(count: int, classes: int) -> np.ndarray:
+    """The class logits of no exits, shape (N, 0, classes): what stage 1 takes."""
+    return np.empty((count, 0, classes), np.float32)
 
 
 def warm_up(
@@ -104,24 +104,23 @@ def warm_up(
 
 def _warm_up(backend: Backend, max_batch: int, clock: Callable[[], float], ran: Callable[[str, int, float], None]) -> None:
     blank = np.zeros((backend.input_size, backend.input_size, 3), np.uint8)
-    with torch.inference_mode():
-        for size in dict.fromkeys((1, max_batch)):
-            pixels = backend.prepare([blank] * size)
-            for _ in range(2):
-                features, logits_NEC = pixels, pixels.new_zeros(size, 0, backend.classes, dtype=torch.float32)
-                times = [clock()]
-                for stage in range(1, backend.exits + 1):
-                    result = backend.run_stage(stage, features, logits_NEC)
-                    features, logits_NEC = result.features, result.logits_NEC.cpu().to(pixels.device)  # waits for a GPU
-                    times.append(clock())
-                backend.run_whole(pixels)[0].cpu()
+    for size in dict.fromkeys((1, max_batch)):
+        pixels = backend.prepare([blank] * size)
+        for _ in range(2):
+            features, logits_NEC = pixels, no_logits(size, backend.classes)
+            times = [clock()]
+            for stage in range(1, backend.exits + 1):
+                result = backend.run_stage(stage, features, logits_NEC)
+                features, logits_NEC = result.features, result.logits_NEC
                 times.append(clock())
-            names = [*map(str, range(1, backend.exits + 1)), "whole"]
-            for name, (began, ended) in zip(names, pairwise(times), strict=True):
-                ran(name, size, ended - began)
+            backend.run_whole(pixels)
+            times.append(clock())
+        names = [*map(str, range(1, backend.exits + 1)), "whole"]
+        for name, (began, ended) in zip(names, pairwise(times), strict=True):
+            ran(name, size, ended - began)
 
 
-def _gather(places: Sequence[Place]) -> tuple[Tensor, Tensor]:
+def _gather(backend: Backend, places: Sequence[Place]) -> tuple[Features, np.ndarray]:
     """Rows of several cohorts as one batch; a cohort that is taken whole is not copied."""
     features, logits = [], []
     for _, group in groupby(places, key=lambda place: id(place.cohort)):
@@ -131,24 +130,26 @@ def _gather(places: Sequence[Place]) -> tuple[Tensor, Tensor]:
             features.append(cohort.features[first : last + 1])
             logits.append(cohort.logits_NEC[first : last + 1])
         else:
-            index_S = torch.tensor([row.index for row in rows], device=cohort.features.device)
-            features.append(cohort.features.index_select(0, index_S))
-            logits.append(cohort.logits_NEC.index_select(0, index_S))
+            index_S = np.array([row.index for row in rows])
+            features.append(backend.take(cohort.features, index_S))
+            logits.append(cohort.logits_NEC[index_S])
     if len(features) == 1:
         return features[0], logits[0]
-    return torch.cat(features), torch.cat(logits)
+    return backend.join(features), np.concatenate(logits)
 
 
-def _readable(probabilities_NC: Tensor) -> tuple[np.ndarray, list[bool]]:
-    return probabilities_NC.cpu().numpy(), probabilities_NC.isfinite().all(-1).tolist()
+def _sound(probabilities_NC: np.ndarray) -> list[bool]:
+    sound: list[bool] = np.isfinite(probabilities_NC).all(-1).tolist()
+    return sound
 
 
-def _as_tensors(controls: Sequence[FrameControl], device: torch.device) -> Controls:
+def _stack(controls: Sequence[FrameControl]) -> Controls[np.ndarray]:
     """One row a frame; frames of a stream share their control, so each is read once."""
     rows = {key: row for row, key in enumerate(dict.fromkeys(map(id, controls)))}
     distinct = {id(control): control for control in controls}.values()
     numbers = [(c.policy, c.lambda_, c.min_exit, c.max_exit, *c.thresholds) for c in distinct]
-    columns_N = np.take(np.array(numbers, np.float64).T, [rows[id(control)] for control in controls], axis=1)
-    policy_N, lambda_N, min_exit_N, max_exit_N, *thresholds = torch.from_numpy(columns_N).float().to(device)
-    threshold_NE = torch.stack(thresholds, 1) if thresholds else lambda_N.new_empty(len(controls), 0)
-    return Controls(policy_N, lambda_N, threshold_NE, min_exit_N, max_exit_N)
+    with np.errstate(over="ignore"):  # a λ beyond float32 is infinite
+        table = np.array(numbers, np.float64).T.astype(np.float32)
+    columns_N = table[:, [rows[id(control)] for control in controls]]
+    policy_N, lambda_N, min_exit_N, max_exit_N = columns_N[:4]
+    return Controls(policy_N, lambda_N, columns_N[4:].T, min_exit_N, max_exit_N)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
-from torch import Tensor
 
 from offramp_model.routing import ExitReason, HaltingRule, Policy
+
+Features: TypeAlias = Any
+"""Input of a stage, in the backend's own kind of array: one row a frame, of which slices can be taken."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,11 +93,11 @@ class EngineLimits:
 class StageResult:
     """What a backend gives for one stage of a batch."""
 
-    features: Tensor
-    """Input of the next stage, one row a frame."""
-    logits_NEC: Tensor
-    """Class logits of every exit so far, this one's last."""
-    router_output: Tensor | None
+    features: Features
+    """Input of the next stage."""
+    logits_NEC: np.ndarray
+    """Class logits of every exit so far, this one's last, in float32."""
+    router_output: np.ndarray | None
     """What the exit's router says, one row a frame; None at the last exit and where there are no routers."""
 
 
@@ -117,21 +119,31 @@ class Backend(Protocol):
     classes: int
     batch_step: int
     """Batches of a multiple of so many frames run as they are. Others may be filled up to one, so that few sizes are prepared."""
+    batches_a_share: int
+    """How many of the shares that `split` gives are of the same cores."""
     rule: HaltingRule
-    """How the routers' output is read; its tensors lie where the stages' results do."""
+    """How the routers' output is read."""
 
-    def prepare(self, images: Sequence[np.ndarray]) -> Tensor:
+    def prepare(self, images: Sequence[np.ndarray]) -> Features:
         """Stack frames, all of one type, into the input of stage 1."""
         ...
 
-    def run_stage(self, exit: int, features: Tensor, earlier_NEC: Tensor) -> StageResult:
+    def take(self, features: Features, rows_S: np.ndarray) -> Features:
+        """A copy of these rows."""
+        ...
+
+    def join(self, parts: Sequence[Features]) -> Features:
+        """The rows of several as one."""
+        ...
+
+    def run_stage(self, exit: int, features: Features, earlier_NEC: np.ndarray) -> StageResult:
         """Run stage `exit`, 1…K, given the class logits of the exits before it.
 
         The features may lie in memory that the stage's next run writes over; logits and router output do not.
         """
         ...
 
-    def run_whole(self, pixels: Tensor) -> tuple[Tensor, list[Tensor]]:
+    def run_whole(self, pixels: Features) -> tuple[np.ndarray, list[np.ndarray]]:
         """Run every stage on what `prepare` gives for uint8 images, for frames that go to the last exit anyway.
 
         Returns the class logits of every exit, shape (N, K, classes), and the output of each router, from exit 1 on.

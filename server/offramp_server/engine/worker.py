@@ -45,8 +45,10 @@ class Worker:
 
     A backend that splits runs as many turns at the same time as it has shares. A batch with nothing beside it and nothing
     behind it gets the whole device, so that a lone frame is answered soonest; else each gets a share, so that no batch waits
-    for a core that another thread holds. A turn ends by asking for the next one while there is work, so that several workers
-    on one executor alternate; but a batch that had the device to itself goes on through its later stages in the same thread.
+    for a core that another thread holds. Where several shares are of the same cores, and all cores are busy, a further turn
+    comes for an efficient batch alone: what is less waits for company. A turn ends by asking for the next one while there is
+    work, so that several workers on one executor alternate; but a batch that had the device to itself goes on through its
+    later stages in the same thread.
     """
 
     def __init__(
@@ -64,8 +66,8 @@ class Worker:
         self._choose, self._report = choose, report
         self._shares = list[Backend]()
         """Those that no turn uses now."""
-        self._most = 1
-        """Turns at the same time."""
+        self._most = self._busy = 1
+        """Turns at the same time, and with how many of them every core is busy."""
         self._lanes = Lanes(backend.exits, limits.max_batch)
         self._inbox = deque[Row]()
         self._busy_until = dict[Turn, float]()
@@ -81,6 +83,7 @@ class Worker:
         """Run everything once and learn how long it takes; before the first `put`, in any thread."""
         self._shares = list(self._backend.split())
         self._most = max(1, len(self._shares))
+        self._busy = max(1, self._most // self._backend.batches_a_share)
         execution.warm_up([self._backend], self._limits.max_batch, self._clock, self._learner(alone=True))
         execution.warm_up(self._shares, self._limits.max_batch, self._clock, self._learner(alone=False))
 
@@ -98,7 +101,7 @@ class Worker:
 
     def _ask_for_turn(self) -> None:
         with self._gate:
-            if self._stopped or self._turns == self._most:
+            if self._stopped or self._turns == self._most or (self._turns >= self._busy and not self._batch_waits()):
                 return
             self._turns += 1
         self._executor.submit(self._take_turn)
@@ -114,6 +117,12 @@ class Worker:
             self._turns -= 1
         if self._has_work():
             self._ask_for_turn()
+
+    def _batch_waits(self) -> bool:
+        """Whether some lane can fill an efficient batch. Read without the lock: who misses one is not the last to ask."""
+        new = len(self._inbox)
+        lanes = self._lanes.all
+        return any(len(lane.rows) + (new if lane.entry else 0) >= lane.pace(alone=False).efficient for lane in lanes)
 
     def _has_work(self) -> bool:
         return bool(self._inbox) or any(lane.rows for lane in self._lanes.all)
@@ -176,7 +185,7 @@ class Worker:
         now = self._clock()
         ends_at = now + self._expect(chosen, turn)
         others = [max(now, end) for end in self._busy_until.values()]
-        free_at = min((ends_at, *others)) if len(others) + 1 == self._most else now
+        free_at = min((ends_at, *others)) if len(others) + 1 >= self._busy else now
         for lane in self._lanes.later:
             ends = ends_at if lane is chosen else free_at + self._expect(lane, turn)
             if not any(ends > row.deadline and row.held is not None for row in lane.rows):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 
 import pytest
 import torch
@@ -80,34 +81,34 @@ def test_survival_weighted_bce_is_the_expected_log_prior(exits: int, seed: int) 
 
 @given(SEEDS, st.lists(st.floats(0, 30), min_size=1, max_size=6, unique=True), st.floats(0, 60))
 def test_interpolation_hits_the_grid_and_lies_between_neighbours(seed: int, lambdas: list[float], wanted: float) -> None:
-    grid = torch.tensor(sorted(lambdas), dtype=torch.double)
+    grid = sorted(lambdas)
     logits = torch.randn(3, len(grid), generator=torch.Generator().manual_seed(seed), dtype=torch.double)
     for index, value in enumerate(grid):
-        at_grid = routing.interpolate_router_logits(logits, grid, value.expand(3), 0.24)
+        at_grid = routing.interpolate_router_logits(logits, grid, torch.full((3,), value, dtype=torch.double), 0.24)
         torch.testing.assert_close(at_grid, logits[:, index])
     lambda_N = torch.full((3,), wanted, dtype=torch.double)
     found = routing.interpolate_router_logits(logits, grid, lambda_N, 0.24)
     if wanted <= grid[0]:
         torch.testing.assert_close(found, logits[:, 0])
     elif wanted >= grid[-1]:
-        torch.testing.assert_close(found, logits[:, -1] + (wanted - float(grid[-1])) * 0.24)
+        torch.testing.assert_close(found, logits[:, -1] + (wanted - grid[-1]) * 0.24)
     else:
-        upper = int(torch.searchsorted(grid, wanted))
+        upper = bisect_left(grid, wanted)
         pair = logits[:, upper - 1 : upper + 1]
         assert bool(((found >= pair.amin(1) - 1e-9) & (found <= pair.amax(1) + 1e-9)).all())
 
 
 def test_a_very_large_lambda_sends_everybody_out_at_the_first_exit() -> None:
-    cost = torch.tensor([0.275, 0.517, 0.758, 1.0])
+    costs = (0.275, 0.517, 0.758, 1.0)
     controls = uniform_controls(50, 4, Policy.ROUTER, lambda_=1e6)
     stubborn = -30 + torch.randn(50, 3, generator=torch.Generator().manual_seed(0))  # routers that want to stay
-    decision = routing.decide(1, torch.randn(50, 10), stubborn, controls, BankRule(cost, torch.tensor([0.0, 1.0, 20.0])))
+    decision = routing.decide(1, torch.randn(50, 10), stubborn, controls, BankRule(costs, (0.0, 1.0, 20.0)))
     assert bool(decision.leaves_N.all())
 
 
 def test_everybody_leaves_at_the_last_exit_and_nobody_by_policy() -> None:
     controls = uniform_controls(5, 4, Policy.FIXED)
-    decision = routing.decide(4, torch.randn(5, 10), None, controls, BankRule(torch.linspace(0.25, 1, 4), torch.zeros(0)))
+    decision = routing.decide(4, torch.randn(5, 10), None, controls, BankRule((0.25, 0.5, 0.75, 1.0), ()))
     assert bool(decision.leaves_N.all())
     assert not bool(decision.by_policy_N.any())
     assert decision.halting_N.tolist() == [1] * 5
@@ -125,7 +126,7 @@ def test_everybody_leaves_at_the_last_exit_and_nobody_by_policy() -> None:
 )
 def test_heuristic_policies(policy: Policy, threshold: float, logits: list[float], leaves: bool) -> None:
     controls = uniform_controls(1, 4, policy, threshold=threshold)
-    decision = routing.decide(1, torch.tensor([logits]), None, controls, BankRule(torch.linspace(0.25, 1, 4), torch.zeros(0)))
+    decision = routing.decide(1, torch.tensor([logits]), None, controls, BankRule((0.25, 0.5, 0.75, 1.0), ()))
     assert bool(decision.leaves_N) is leaves
 
 
@@ -137,7 +138,7 @@ def test_min_and_max_exit_bound_the_policy() -> None:
         min_exit_N=torch.tensor([2, 1]),
         max_exit_N=torch.tensor([4, 1]),
     )
-    decision = routing.decide(1, torch.zeros(2, 3), None, controls, BankRule(torch.linspace(0.25, 1, 4), torch.zeros(0)))
+    decision = routing.decide(1, torch.zeros(2, 3), None, controls, BankRule((0.25, 0.5, 0.75, 1.0), ()))
     assert decision.leaves_N.tolist() == [False, True]
     assert decision.by_policy_N.tolist() == [False, False]
 
@@ -145,7 +146,7 @@ def test_min_and_max_exit_bound_the_policy() -> None:
 @given(SEEDS, st.integers(1, 3))
 def test_a_row_does_not_depend_on_its_batch_mates(seed: int, exit: int) -> None:
     generator = torch.Generator().manual_seed(seed)
-    count, rule = 16, BankRule(torch.tensor([0.275, 0.517, 0.758, 1.0]), torch.tensor([0.0, 0.5, 2.0]))
+    count, rule = 16, BankRule((0.275, 0.517, 0.758, 1.0), (0.0, 0.5, 2.0))
     logits, router = 3 * torch.randn(count, 10, generator=generator), 2 * torch.randn(count, 3, generator=generator)
     controls = Controls(
         policy_N=torch.randint(1, 5, (count,), generator=generator),
@@ -184,11 +185,11 @@ def forecasts(count: int, exits: int, seed: int) -> tuple[list[Tensor], Forecast
     generator = torch.Generator().manual_seed(seed)
     cost = (0.05 + torch.rand(exits, generator=generator)).cumsum(0)
     utilities = [torch.rand(count, exits - exit + 1, generator=generator) for exit in range(1, exits)]
-    return utilities, ForecastRule(cost / cost[-1], float(0.003 + torch.rand((), generator=generator)))
+    return utilities, ForecastRule(tuple((cost / cost[-1]).tolist()), float(0.003 + torch.rand((), generator=generator)))
 
 
 def exits_taken(utilities: list[Tensor], rule: ForecastRule, lambda_: float, threshold: float) -> Tensor:
-    count, exits = len(utilities[0]), len(rule.cost_K)
+    count, exits = len(utilities[0]), len(rule.costs)
     controls = uniform_controls(count, exits, Policy.ROUTER, lambda_, threshold)
     exit_N = torch.full((count,), exits)
     for exit in range(exits - 1, 0, -1):
@@ -201,10 +202,10 @@ def test_a_forecast_logit_is_the_posteriors_with_forecasts_for_likelihoods(exits
     utilities, rule = forecasts(9, exits, seed)
     lambda_N = torch.full((9,), lambda_, dtype=torch.double)  # divided by a small temperature, a rounded one would show
     for exit in range(1, exits):
-        m_NJ, cost_J = utilities[exit - 1].double(), rule.cost_K[exit - 1 :].double()
-        posterior = torch.softmax((m_NJ - lambda_ * cost_J) / rule.temperature, -1)
+        m_NJ, costs = utilities[exit - 1].double(), rule.costs[exit - 1 :]
+        posterior = torch.softmax((m_NJ - lambda_ * torch.tensor(costs, dtype=torch.double)) / rule.temperature, -1)
         expected = posterior[:, 0].log() - posterior[:, 1:].sum(-1).log()
-        found = routing.forecast_halting_logit(m_NJ, lambda_N, cost_J, rule.temperature)
+        found = routing.forecast_halting_logit(m_NJ, lambda_N, costs, rule.temperature)
         torch.testing.assert_close(found[expected.isfinite()], expected[expected.isfinite()], rtol=1e-6, atol=1e-6)
 
 
@@ -216,7 +217,8 @@ def test_with_a_forecast_router_no_frame_goes_deeper_as_lambda_rises(
     taken = [exits_taken(utilities, rule, lambda_, threshold) for lambda_ in sorted(lambdas)]
     for shallower, deeper in zip(taken[1:], taken, strict=False):
         assert bool((shallower <= deeper).all())
-        assert float(rule.cost_K[shallower - 1].mean()) <= float(rule.cost_K[deeper - 1].mean()) + 1e-6
+        cost_K = torch.tensor(rule.costs)
+        assert float(cost_K[shallower - 1].mean()) <= float(cost_K[deeper - 1].mean()) + 1e-6
 
 
 @pytest.mark.parametrize("lambda_", [1e3, 1e30, 1e300])
@@ -226,7 +228,7 @@ def test_a_huge_lambda_sends_every_frame_of_a_forecast_router_out_at_the_first_e
 
 
 def test_a_forecast_router_goes_on_where_a_deeper_exit_is_worth_its_price() -> None:
-    rule = ForecastRule(torch.tensor([0.3, 0.6, 1.0]), temperature=0.01)
+    rule = ForecastRule((0.3, 0.6, 1.0), temperature=0.01)
     # the second frame gains nothing before exit 3, so looking one exit ahead would not be enough
     utilities = [torch.tensor([[0.9, 0.9, 0.9], [0.3, 0.3, 0.9]]), torch.tensor([[0.9, 0.9], [0.3, 0.9]])]
     assert exits_taken(utilities, rule, 0.5, 0.5).tolist() == [1, 3]

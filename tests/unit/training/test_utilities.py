@@ -36,11 +36,11 @@ def test_from_zero_to_one_whatever_the_logits(kind: Utility, scale: float, seed:
 def test_a_price_on_log_likelihoods_is_one_in_nats_over_their_span(lambda_: float, temperature: float, seed: int) -> None:
     """The scale from 0 to 1 leaves the E-step's halting logit as it is in nats, once λ and the temperature are scaled too."""
     logits_NKC = torch.randn(6, 3, 4, generator=torch.Generator().manual_seed(seed))
-    label_N, cost_K = torch.arange(6) % 4, torch.tensor([0.25, 0.5, 1.0])
+    label_N, costs = torch.arange(6) % 4, (0.25, 0.5, 1.0)
     scaled_NK, nats_NK = utilities("log_likelihood", logits_NKC, label_N), log_likelihoods(logits_NKC, label_N)
     lambda_N = torch.full((6,), lambda_)
-    ours_N = forecast_halting_logit(scaled_NK, lambda_N, cost_K, temperature)
-    theirs_N = forecast_halting_logit(nats_NK, lambda_N * SPAN, cost_K, temperature * SPAN)
+    ours_N = forecast_halting_logit(scaled_NK, lambda_N, costs, temperature)
+    theirs_N = forecast_halting_logit(nats_NK, lambda_N * SPAN, costs, temperature * SPAN)
     torch.testing.assert_close(ours_N, theirs_N, rtol=1e-3, atol=1e-3)
 
 

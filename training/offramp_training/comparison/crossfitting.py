@@ -43,4 +43,4 @@ def cross_fitted(job: JobConfig, fit: ExitTable, views: int, select: ExitTable, 
 
     outputs = [(select, [utility_NJ[len(fit.labels_N) :] for utility_NJ in unseen])]
     outputs += [(table, averaged(table)) for table in others]
-    return RouterRule("Forecast, cross-fitted", ForecastRule(fit.cost_K.float(), temperature), outputs)
+    return RouterRule("Forecast, cross-fitted", ForecastRule(tuple(fit.cost_K.tolist()), temperature), outputs)

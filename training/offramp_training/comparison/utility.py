@@ -26,4 +26,4 @@ def other_utility(job: JobConfig, fit: ExitTable, views: int, tables: Sequence[E
         (table, [router(None, table.logits_NKC[:, :exit]) for exit, router in enumerate(fitted.routers, start=1)])
         for table in tables
     ]
-    return RouterRule(NAMES[other], ForecastRule(fit.cost_K.float(), fitted.temperature), outputs)
+    return RouterRule(NAMES[other], ForecastRule(tuple(fit.cost_K.tolist()), fitted.temperature), outputs)

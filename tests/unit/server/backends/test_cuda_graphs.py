@@ -12,6 +12,7 @@ import torch
 from offramp_model.bundle import open_bundle
 from offramp_server.backends import TorchBackend
 from offramp_server.backends.cuda_graphs import SIZES, _padded
+from offramp_server.engine.execution import no_logits
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
 
@@ -36,22 +37,21 @@ def test_captured_stages_are_near_those_of_the_cpu(smoke_store: Path, precision:
     bundle = open_bundle(smoke_store / "smoke" / "2")
     frames = list(np.random.default_rng(0).integers(0, 256, (count, 16, 16, 3), dtype=np.uint8))
     gpu, cpu = TorchBackend(bundle, "cuda", precision), TorchBackend(bundle, "cpu")
-    with torch.inference_mode():
-        expected, _ = cpu.run_whole(cpu.prepare(frames))
-        for _ in range(2):  # the second run replays what the first captured
-            logits_NEC, routers = gpu.run_whole(gpu.prepare(frames))
-            assert len(routers) == gpu.exits - 1
-            tolerance = 0.05 if precision == "bf16" else 1e-3
-            assert float((logits_NEC.cpu() - expected).square().mean().sqrt()) < tolerance * float(expected.std())
+    expected, _ = cpu.run_whole(cpu.prepare(frames))
+    for _ in range(2):  # the second run replays what the first captured
+        logits_NEC, routers = gpu.run_whole(gpu.prepare(frames))
+        assert len(routers) == gpu.exits - 1
+        tolerance = 0.05 if precision == "bf16" else 1e-3
+        assert float(np.sqrt(np.square(logits_NEC - expected).mean())) < tolerance * float(expected.std())
 
 
 @needs_gpu
 def test_a_result_outlives_the_next_replay(smoke_store: Path) -> None:
     backend = TorchBackend(open_bundle(smoke_store / "smoke" / "2"), "cuda", "bf16")
     black, white = (np.full((16, 16, 3), value, np.uint8) for value in (0, 255))
-    with torch.inference_mode():
-        empty = torch.zeros(1, 0, backend.classes, device="cuda")
-        first = backend.run_stage(1, backend.prepare([black]), empty)
-        before = first.logits_NEC.clone()
-        backend.run_stage(1, backend.prepare([white]), empty)
-        assert torch.equal(first.logits_NEC, before)
+    empty = no_logits(1, backend.classes)
+    first = backend.run_stage(1, backend.prepare([black]), empty)
+    before, features = first.logits_NEC.copy(), first.features.clone()
+    backend.run_stage(1, backend.prepare([white]), empty)
+    np.testing.assert_array_equal(first.logits_NEC, before)
+    assert torch.equal(first.features, features)

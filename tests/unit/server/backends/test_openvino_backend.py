@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 import sys
@@ -11,13 +12,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 from offramp_model.bundle import MANIFEST, Bundle, BundleError, open_bundle
 from offramp_model.graphs import FOLDER, GRAPH_WEIGHTS, KINDS
 from offramp_model.routing import Policy
 from offramp_server.backends import OpenVinoBackend, TorchBackend
-from offramp_server.engine.execution import Place, run_stage, run_whole, warm_up
+from offramp_server.engine.execution import Place, no_logits, run_stage, run_whole, warm_up
 from offramp_server.engine.types import FrameControl, StageResult
 from offramp_training.data import synthetic_images
 from tests.conftest import HAS_NNCF
@@ -55,14 +55,13 @@ def normalised(bundle: Bundle, image: np.ndarray) -> np.ndarray:
     return ((image.astype(np.float32) / 255 - mean) / std).transpose(2, 0, 1)
 
 
-@torch.inference_mode()
 def run_stages(backend: OpenVinoBackend | TorchBackend, batch: list[np.ndarray]) -> list[StageResult]:
     features = backend.prepare(batch)
-    logits_NEC = torch.zeros(len(batch), 0, backend.classes)
+    logits_NEC = no_logits(len(batch), backend.classes)
     results = []
     for exit in range(1, backend.exits + 1):
         result = backend.run_stage(exit, features, logits_NEC)
-        features, logits_NEC = result.features.clone(), result.logits_NEC
+        features, logits_NEC = backend.take(result.features, np.arange(len(batch))), result.logits_NEC
         results.append(StageResult(features, logits_NEC, result.router_output))
     return results
 
@@ -73,35 +72,38 @@ def test_a_batch_of_any_size_gives_each_frame_what_it_gets_alone(bundle: Bundle,
     together, first, last = (run_stages(int8, frames) for frames in (batch, batch[:1], batch[-1:]))
     for stage, result in enumerate(together):
         assert len(result.logits_NEC) == count
-        torch.testing.assert_close(result.logits_NEC[:1], first[stage].logits_NEC)
-        torch.testing.assert_close(result.logits_NEC[-1:], last[stage].logits_NEC)
-    with torch.inference_mode():
-        logits_NEC, routers = int8.run_whole(int8.prepare(batch))
+        np.testing.assert_allclose(result.logits_NEC[:1], first[stage].logits_NEC)
+        np.testing.assert_allclose(result.logits_NEC[-1:], last[stage].logits_NEC)
+    logits_NEC, routers = int8.run_whole(int8.prepare(batch))
     assert [len(output) for output in (logits_NEC, *routers)] == [count] * int8.exits
 
 
 def test_float_stages_give_what_torch_gives(bundle: Bundle, exact: OpenVinoBackend) -> None:
     batch = images(bundle, 5)
     for ours, theirs in zip(run_stages(exact, batch), run_stages(TorchBackend(bundle, "cpu"), batch), strict=True):
-        torch.testing.assert_close(ours.logits_NEC, theirs.logits_NEC, atol=1e-4, rtol=1e-4)
+        np.testing.assert_allclose(ours.logits_NEC, theirs.logits_NEC, atol=1e-4, rtol=1e-4)
         if theirs.router_output is None:
             assert ours.router_output is None
         else:
             assert ours.router_output is not None
-            torch.testing.assert_close(ours.router_output, theirs.router_output, atol=1e-4, rtol=1e-4)
+            np.testing.assert_allclose(ours.router_output, theirs.router_output, atol=1e-4, rtol=1e-4)
 
 
 def test_int8_stages_are_near_what_torch_gives(bundle: Bundle, int8: OpenVinoBackend) -> None:
     batch = images(bundle, 40)
     theirs = run_stages(TorchBackend(bundle, "cpu"), batch)[-1].logits_NEC
     ours = run_stages(int8, batch)[-1].logits_NEC
-    assert float((ours - theirs).square().mean().sqrt()) < 0.15 * float(theirs.std())
+    assert float(np.sqrt(np.square(ours - theirs).mean())) < 0.15 * float(theirs.std())
 
 
 def test_features_travel_between_int8_stages_in_uint8(bundle: Bundle, int8: OpenVinoBackend) -> None:
-    for result in run_stages(int8, images(bundle, 3))[:-1]:
-        assert result.features.dtype == torch.uint8
+    in_float = json.loads((bundle.path / "metrics.json").read_text())["graphs"]["float_stages"]  # a gate on few images decides
+    results = run_stages(int8, images(bundle, 3))
+    assert len(in_float) < len(results) - 1
+    for next_stage, result in enumerate(results[:-1], 2):
         assert len(result.features) == 3
+        if next_stage not in in_float:
+            assert result.features.dtype == np.uint8
 
 
 @pytest.mark.parametrize("precision", ["int8", "f32"])
@@ -111,11 +113,11 @@ def test_cut_stages_give_what_the_uncut_graph_gives(
     backend, batch = (int8 if precision == "int8" else exact), images(bundle, 6)
     cut = run_stages(backend, batch)
     logits_NEC, routers = backend.run_whole(backend.prepare(batch))
-    torch.testing.assert_close(logits_NEC, cut[-1].logits_NEC, atol=1e-4, rtol=1e-4)
+    np.testing.assert_allclose(logits_NEC, cut[-1].logits_NEC, atol=1e-4, rtol=1e-4)
     assert len(routers) == backend.exits - 1
     for router, stage in zip(routers, cut, strict=False):
         assert stage.router_output is not None
-        torch.testing.assert_close(router, stage.router_output, atol=1e-4, rtol=1e-4)
+        np.testing.assert_allclose(router, stage.router_output, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("count", [1, 2, 7, 16, 33])
@@ -125,20 +127,20 @@ def test_an_answer_does_not_depend_on_batch_mates(bundle: Bundle, int8: OpenVino
     for row in {0, count // 2, count - 1}:
         alone = run_stages(int8, [batch[row]])
         for one, all_of_them in zip(alone, together, strict=True):
-            torch.testing.assert_close(all_of_them.logits_NEC[row], one.logits_NEC[0], atol=1e-4, rtol=1e-4)
+            np.testing.assert_allclose(all_of_them.logits_NEC[row], one.logits_NEC[0], atol=1e-4, rtol=1e-4)
 
 
 def test_shares_of_the_cores_answer_at_the_same_time_as_all_of_them_do(bundle: Bundle, int8: OpenVinoBackend) -> None:
     batches = [images(bundle, 9, seed) for seed in range(6)]
     expected = [run_stages(int8, batch) for batch in batches]
     shares = int8.split()
-    assert len(shares) == THREADS
+    assert len(shares) == 2 * THREADS
     with ThreadPoolExecutor(len(shares)) as threads:
         both = list(threads.map(lambda share: [run_stages(share, batch) for batch in batches], shares))
     for answers in both:
         for ours, theirs in zip(answers, expected, strict=True):
             for one, other in zip(ours, theirs, strict=True):
-                torch.testing.assert_close(one.logits_NEC, other.logits_NEC, atol=1e-4, rtol=1e-4)
+                np.testing.assert_allclose(one.logits_NEC, other.logits_NEC, atol=1e-4, rtol=1e-4)
 
 
 def test_a_single_core_is_not_shared(bundle: Bundle) -> None:
@@ -149,7 +151,7 @@ def test_the_same_batch_gets_the_same_answers_again(bundle: Bundle, int8: OpenVi
     batch = images(bundle, 64)
     first = run_stages(int8, batch)[-1].logits_NEC
     for _ in range(10):
-        assert torch.equal(run_stages(int8, batch)[-1].logits_NEC, first)
+        np.testing.assert_array_equal(run_stages(int8, batch)[-1].logits_NEC, first)
 
 
 def test_normalised_tensors_are_answered_like_pixels(bundle: Bundle, int8: OpenVinoBackend) -> None:
@@ -157,7 +159,7 @@ def test_normalised_tensors_are_answered_like_pixels(bundle: Bundle, int8: OpenV
     pixels = run_stages(int8, batch)[0].logits_NEC
     tensors = run_stages(int8, [normalised(bundle, image) for image in batch])[0].logits_NEC
     # a tensor's own rounding may move a value to the next of 256 levels
-    assert float((tensors - pixels).abs().max()) < 0.1 * float(pixels.std())
+    assert float(np.abs(tensors - pixels).max()) < 0.1 * float(pixels.std())
 
 
 def test_the_engine_runs_on_it(bundle: Bundle, int8: OpenVinoBackend) -> None:

@@ -84,19 +84,17 @@ def test_a_wish_that_this_bundle_cannot_meet_names_the_bundle(smoke_store: Path)
 
 def test_bfloat16_on_torch_is_near_float32(smoke_store: Path) -> None:
     import numpy as np
-    import torch
 
     bundle = open_bundle(smoke_store / "smoke" / "2")
     frames = list(np.random.default_rng(0).integers(0, 256, (4, 16, 16, 3), dtype=np.uint8))
     logits = []
     for precision in ("f32", "bf16"):
         backend = load_backend(bundle, Wish(backend="torch", device="cpu", precision=precision))  # type: ignore[arg-type]
-        with torch.inference_mode():
-            logits_NEC, routers = backend.run_whole(backend.prepare(frames))  # type: ignore[attr-defined]
+        logits_NEC, routers = backend.run_whole(backend.prepare(frames))  # type: ignore[attr-defined]
         assert logits_NEC.shape == (4, backend.exits, backend.classes)
         assert len(routers) == backend.exits - 1
         logits.append(logits_NEC)
-    assert float((logits[0] - logits[1]).square().mean().sqrt()) < 0.05 * float(logits[0].std())
+    assert float(np.sqrt(np.square(logits[0] - logits[1]).mean())) < 0.05 * float(logits[0].std())
 
 
 def test_a_choice_says_everything_once() -> None:

@@ -8,8 +8,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from offramp_model.routing import BankRule, ExitReason, Policy
 from offramp_server.engine.types import Answer, Frame, FrameControl, StageResult
@@ -47,10 +45,10 @@ class FakeBackend:
     exits = EXITS
     input_size = 2
     classes = CLASSES
-    batch_step = 1
+    batch_step = batches_a_share = 1
 
     def __init__(self) -> None:
-        self.rule = BankRule(torch.tensor([0.3, 0.6, 1.0]), torch.tensor([0.0, 1.0]))
+        self.rule = BankRule((0.3, 0.6, 1.0), (0.0, 1.0))
         self.batches: list[tuple[int | str, int]] = []
         self.gate = threading.Event()
         self.gate.set()
@@ -61,17 +59,23 @@ class FakeBackend:
         self.after_run: Callable[[int | str, int], None] = lambda lane, size: None
         """Called with every batch that has run, such as to let a clock pass."""
 
-    def prepare(self, images: Sequence[np.ndarray]) -> Tensor:
+    def prepare(self, images: Sequence[np.ndarray]) -> np.ndarray:
         self.types.append({image.dtype.name for image in images})
-        return torch.from_numpy(np.stack(images)).float()
+        return np.stack(images).astype(np.float32)
 
-    def run_stage(self, exit: int, features: Tensor, earlier_NEC: Tensor) -> StageResult:
+    def take(self, features: np.ndarray, rows_S: np.ndarray) -> np.ndarray:
+        return features[rows_S]
+
+    def join(self, parts: Sequence[np.ndarray]) -> np.ndarray:
+        return np.concatenate(parts)
+
+    def run_stage(self, exit: int, features: np.ndarray, earlier_NEC: np.ndarray) -> StageResult:
         self._run(exit, len(features))
         return self._stage(exit, features, earlier_NEC)
 
-    def run_whole(self, pixels: Tensor) -> tuple[Tensor, list[Tensor]]:
+    def run_whole(self, pixels: np.ndarray) -> tuple[np.ndarray, list[np.ndarray]]:
         self._run("whole", len(pixels))
-        logits_NEC, routers = torch.zeros(len(pixels), 0, CLASSES), []
+        logits_NEC, routers = np.zeros((len(pixels), 0, CLASSES), np.float32), []
         for exit in range(1, EXITS + 1):
             result = self._stage(exit, pixels, logits_NEC)
             logits_NEC = result.logits_NEC
@@ -89,12 +93,13 @@ class FakeBackend:
             raise RuntimeError("secret detail of the machine")
         self.after_run(lane, size)
 
-    def _stage(self, exit: int, features: Tensor, earlier_NEC: Tensor) -> StageResult:
+    def _stage(self, exit: int, features: np.ndarray, earlier_NEC: np.ndarray) -> StageResult:
         # label 9 stands for a frame on which the network overflows
-        broken = torch.where(features[:, 0, 0, 1:2] == 9, torch.nan, 0.0)
-        logits = broken + 5.0 * torch.nn.functional.one_hot(features[:, 0, 0, 1].long() % CLASSES, CLASSES).float()
-        router = torch.logit(features[:, 0, 0, 0] / 100, eps=1e-6)[:, None].expand(-1, 2) if exit < EXITS else None
-        return StageResult(features, torch.cat([earlier_NEC, logits[:, None]], 1), router)
+        broken = np.where(features[:, 0, 0, 1:2] == 9, np.float32(np.nan), np.float32(0))
+        logits = broken + 5 * np.eye(CLASSES, dtype=np.float32)[features[:, 0, 0, 1].astype(int) % CLASSES]
+        halting = np.clip(features[:, 0, 0, 0] / 100, 1e-6, 1 - 1e-6)
+        router = np.repeat(np.log(halting / (1 - halting))[:, None], 2, axis=1) if exit < EXITS else None
+        return StageResult(features, np.concatenate([earlier_NEC, logits[:, None]], 1), router)
 
 
 class RecordingMetrics:

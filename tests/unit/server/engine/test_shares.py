@@ -106,3 +106,22 @@ async def test_a_share_takes_batches_of_whole_steps_and_leaves_the_rest_to_the_n
     sizes = [size for share in backend.shares for _, size in share.batches]
     assert sum(sizes) == 23
     assert all(size % 4 == 0 or size < 4 for size in sizes)
+
+
+async def test_while_every_core_is_busy_a_further_batch_runs_beside_them_only_if_it_is_an_efficient_one() -> None:
+    backend = split(4)
+    backend.batches_a_share = 2  # so there are two cores
+    async with running(EngineLimits(max_batch=4), backend=backend) as (engine, _, _):
+        for share in backend.shares:
+            share.gate.clear()
+        busy = [await block(engine, backend), engine.submit(frame(1.0))]  # one on all cores, one on a share
+        assert await asyncio.to_thread(backend.shares[-1].running.wait, 10)
+        few = [engine.submit(frame(1.0)) for _ in range(3)]
+        assert not any(share.running.is_set() for share in backend.shares[:-1])
+        few.append(engine.submit(frame(1.0)))  # the fourth makes a batch
+        assert await asyncio.to_thread(backend.shares[-2].running.wait, 10)
+        assert not any(share.running.is_set() for share in backend.shares[:-2])
+        for each in (backend, *backend.shares):
+            each.gate.set()
+        assert [(await future).exit for future in (*busy, *few)] == [1] * 6
+    assert backend.shares[-2].batches == [(1, 4)]
