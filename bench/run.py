@@ -91,6 +91,7 @@ class Run:
             *((f"adaptive/{mode}", adaptive, plan.load(mode)) for mode in MODES),
             *((f"uncut/{mode}", Control("fixed"), plan.load(mode)) for mode in MODES),  # type: ignore[arg-type]
             ("adaptive/lone", adaptive, plan.lone()),
+            ("uncut/lone", Control("fixed"), plan.lone()),  # type: ignore[arg-type]
             ("adaptive/1000 streams", adaptive, plan.many()),
         ):
             lanes = partial(server.lanes, self._frames, control, min(load.streams, CONNECTIONS))

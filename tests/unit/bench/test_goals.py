@@ -57,12 +57,12 @@ def ways() -> dict[str, Any]:
         found[f"litserve/float32/{mode}"] = way([100.0, 100.0, 900.0])  # the median counts, not the best round
         found[f"triton/int8/{mode}"] = way([1000.0, 1000.0, 1000.0])
         found[f"mlserver/int8/{mode}"] = {"failure": "StartError: ended with 1", "rounds": []}
-    found["offramp/adaptive/lone"] = way([90.0, 90.0, 90.0])
+    found["offramp/adaptive/lone"] = found["offramp/uncut/lone"] = way([90.0, 90.0, 90.0])
     found["offramp/adaptive/1000 streams"] = way([950.0, 1140.0, 1045.0])
     return found
 
 
-LOOPS = {"adaptive": bare([1500.0, 1500.0, 1500.0]), "adaptive, batch 1": bare([120.0, 120.0, 120.0])}
+LOOPS = {"adaptive": bare([1500.0, 1500.0, 1500.0]), "adaptive, batch 1": bare([120.0] * 3), "uncut, batch 1": bare([60.0] * 3)}
 
 
 def values(goals: list[dict[str, Any]], number: int) -> dict[str, Any]:
@@ -72,15 +72,16 @@ def values(goals: list[dict[str, Any]], number: int) -> dict[str, Any]:
 
 def test_ratios_are_those_of_the_same_round_and_judged_against_their_bounds(ways: dict[str, Any]) -> None:
     goals = judge(ways, LOOPS)
-    float32, int8, efficiency, cpu, lone, many = (values(goals, number)["single"] for number in range(6))
+    float32, int8, efficiency, cpu, lone, uncut, many = (values(goals, number)["single"] for number in range(7))
     assert (float32["value"], float32["met"], float32["note"]) == (pytest.approx(5.5), True, "over triton")
     assert (int8["value"], int8["met"]) == (pytest.approx(1.1), False)
     # the rounds drift, both at once: twice as fast in each, at half the compute
     assert (efficiency["value"], efficiency["met"]) == (pytest.approx(1.0), True)
     assert (cpu["value"], cpu["met"]) == (pytest.approx(1.25), True)
     assert (lone["value"], lone["met"]) == (pytest.approx(1.25), True)
+    assert (uncut["value"], uncut["met"]) == (pytest.approx(1.25), True)
     assert (many["value"], many["met"]) == (pytest.approx(0.95), True)
-    assert "batch" not in values(goals, 5)
+    assert "batch" not in values(goals, 6)
 
 
 def test_an_answer_that_is_worse_does_not_meet_the_goal_however_fast(ways: dict[str, Any]) -> None:
@@ -96,7 +97,7 @@ def test_what_could_not_be_measured_says_why_and_is_not_met(ways: dict[str, Any]
     ways["offramp/adaptive/1000 streams"] = {"failure": "UnavailableError: gone", "rounds": []}
     goals = judge(ways, LOOPS)
     assert values(goals, 1)["single"] == {"note": "no peer served int8"}
-    assert values(goals, 5)["single"] == {"note": "UnavailableError: gone"}
+    assert values(goals, 6)["single"] == {"note": "UnavailableError: gone"}
     assert best_peer(ways, "int8", "single") is None
 
 
