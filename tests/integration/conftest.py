@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import grpc.aio
+import httpx
 import numpy as np
 import pytest
 import torch
@@ -62,6 +63,12 @@ async def channel(server: Server) -> AsyncIterator[grpc.aio.Channel]:
 @pytest.fixture
 def stub(channel: grpc.aio.Channel) -> classification_pb2_grpc.ClassificationServiceStub:
     return classification_pb2_grpc.ClassificationServiceStub(channel)
+
+
+async def get(server: Server, path: str, method: str = "GET") -> httpx.Response:
+    """Ask the HTTP side."""
+    async with httpx.AsyncClient(base_url=f"http://{server.http_address}", timeout=PATIENCE_S, trust_env=False) as client:
+        return await client.request(method, path)
 
 
 class GatedBackend(TorchBackend):

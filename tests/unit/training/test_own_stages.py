@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from offramp_model.bundle import BundleError, BundleStore
 from offramp_model.costs import cost_table
