@@ -51,5 +51,5 @@ class Plan:
         return Load(streams, in_flight, batch, warm_up_s=self.warm_up_s, seconds=self.seconds, drain_s=30)
 
 
-QUICK = Plan("quick", frames=2500, rounds=3, warm_up_s=0.8, seconds=1.5, bare_seconds=1.0, with_bfloat16=False)
+QUICK = Plan("quick", frames=2500, rounds=3, warm_up_s=0.7, seconds=1.4, bare_seconds=1.0, with_bfloat16=False)
 FULL = Plan("full", frames=10_000, rounds=5, warm_up_s=2, seconds=6, bare_seconds=4, with_bfloat16=True)
