@@ -176,11 +176,12 @@ def test_everything_is_compared_at_the_same_costs(forecast_run: Path) -> None:
     assert {"FiLM router (YOTO)", "Forecast, cross-fitted", "Forecast of log-likelihood"} <= set(methods)
     for name in ("Fixed mixtures", "Entropy", "Forecast routing"):
         for cost, figures in zip(proof["costs"], methods[name], strict=True):
-            if figures is None:
-                assert not first <= cost <= last
+            if figures is None:  # a router may not go as deep as that at any λ
+                assert name == "Forecast routing" or not first <= cost <= last
             else:
                 assert figures["test_cost"] == pytest.approx(cost, abs=0.08)  # chosen on 144 images
                 assert figures["deviation"] is not None
+    assert any(methods["Forecast routing"])
     assert set(proof["own_minus"]) == set(methods) - {"Forecast routing"}
     index = next(i for i, cost in enumerate(proof["costs"]) if first < cost < last)
     difference = proof["own_minus"]["Entropy"][index]
