@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left
+from dataclasses import fields
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -169,6 +171,30 @@ def test_a_row_does_not_depend_on_its_batch_mates(seed: int, exit: int) -> None:
         assert bool(alone.leaves_N[0]) == bool(together.leaves_N[row])
         assert bool(alone.by_policy_N[0]) == bool(together.by_policy_N[row])
         torch.testing.assert_close(alone.halting_N[0], together.halting_N[row])
+
+
+@given(SEEDS, st.integers(1, 4), st.sampled_from([0.0, 0.3, 1e4, 1e30, math.inf]), st.booleans())
+def test_numpy_and_torch_decide_alike(seed: int, exit: int, lambda_: float, forecast: bool) -> None:
+    """A server decides by the one, training by the other; neither warns, which the settings would make an error."""
+    generator, costs, count = torch.Generator().manual_seed(seed), (0.275, 0.517, 0.758, 1.0), 16
+    rule = ForecastRule(costs, 0.03) if forecast else BankRule(costs, (0.0, 0.5, 2.0))
+    width = 5 - exit if forecast else 3
+    logits = 30 * torch.randn(count, 10, generator=generator)
+    router = torch.rand(count, width, generator=generator) if exit < 4 else None
+    controls = Controls(
+        policy_N=torch.randint(1, 5, (count,), generator=generator),
+        lambda_N=torch.where(torch.rand(count, generator=generator) < 0.5, lambda_, 0.1),
+        threshold_NE=torch.full((count, 3), 0.5),
+        min_exit_N=torch.randint(1, 4, (count,), generator=generator),
+        max_exit_N=torch.randint(1, 5, (count,), generator=generator),
+    )
+    arrays = Controls(*(getattr(controls, field.name).numpy() for field in fields(controls)))
+    theirs = routing.decide(exit, logits, router, controls, rule)
+    ours = routing.decide(exit, logits.numpy(), None if router is None else router.numpy(), arrays, rule)
+    np.testing.assert_allclose(ours.probabilities_NC, theirs.probabilities_NC, atol=1e-6)
+    np.testing.assert_allclose(ours.halting_N, theirs.halting_N, atol=1e-5)
+    clear = (theirs.halting_N - 0.5).abs() > 1e-4  # a score within rounding of its threshold may fall either way
+    assert (ours.leaves_N == theirs.leaves_N.numpy())[clear.numpy()].all()
 
 
 def test_entropy_is_normalised() -> None:
