@@ -39,9 +39,9 @@ def export(job: JobConfig, run: RunDirectory) -> None:
         say(STEP, "export.graphs is false: the bundle will carry no OpenVINO graphs")
         return
     _require_openvino()
-    network, images, folder = load_whole(job, run), images_of_part(job, run, "fit"), run.folder(STEP) / FOLDER
-    order_N = torch.randperm(len(images), generator=torch.Generator().manual_seed(derive_seed(job.seed, "calibration")))
-    calibration_NHWC = pixels(images)[order_N[: job.export.calibration_images].numpy()]
+    network, folder = load_whole(job, run), run.folder(STEP) / FOLDER
+    calibration, images = split_fit_part(job, run)
+    calibration_NHWC = pixels(calibration)
     float_stages: set[int] = set()
     while True:
         write_graphs_of(network, preprocessing_of(run), calibration_NHWC, float_stages, folder)
@@ -102,6 +102,25 @@ def measure_fidelity(job: JobConfig, run: RunDirectory, network: MultiExitNetwor
 
     control = Control.model_validate(read_json(run.root / "evaluate" / "metrics.json")["default_control"])
     return compare(run_kind("float"), run_kind("int8"), control)
+
+
+def split_fit_part(job: JobConfig, run: RunDirectory) -> tuple[LabelledImages, LabelledImages]:
+    """Of the fit part the images that set the ranges of int8 activations, at most half of it, and the others."""
+    images = images_of_part(job, run, "fit")
+    order_N = torch.randperm(len(images), generator=torch.Generator().manual_seed(derive_seed(job.seed, "calibration")))
+    count = min(job.export.calibration_images, len(images) // 2)
+    first, rest = (
+        LabelledImages(images.images_NCHW[rows_N], images.labels_N[rows_N], images.classes)
+        for rows_N in (order_N[:count], order_N[count:])
+    )
+    return first, rest
+
+
+def unseen_images(job: JobConfig, run: RunDirectory) -> LabelledImages:
+    """The held-out images that had no part in the int8 graphs: the select part, and what calibration left of the fit part."""
+    rest, select = split_fit_part(job, run)[1], images_of_part(job, run, "select")
+    images_NCHW, labels_N = torch.cat([rest.images_NCHW, select.images_NCHW]), torch.cat([rest.labels_N, select.labels_N])
+    return LabelledImages(images_NCHW, labels_N, select.classes)
 
 
 def images_of_part(job: JobConfig, run: RunDirectory, part: Literal["fit", "select"]) -> LabelledImages:

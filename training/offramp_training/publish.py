@@ -31,7 +31,7 @@ from offramp_training.assembly import load_whole
 from offramp_training.cache import open_features
 from offramp_training.config import JobConfig, JobError
 from offramp_training.data import LabelledImages, load_images, normalise
-from offramp_training.export import images_of_part, measure_fidelity, preprocessing_of
+from offramp_training.export import measure_fidelity, preprocessing_of, unseen_images
 from offramp_training.heads import fit_and_select
 from offramp_training.model_card import model_card
 from offramp_training.run_directory import RunDirectory, progress_bar, read_json, say, write_json
@@ -57,9 +57,10 @@ def publish(job: JobConfig, run: RunDirectory) -> None:
         raise JobError(f"publish.version: {target} is already published: choose a new version")
     graphs, files = None, {f"plots/{name}": run.root / "report" / name for name in FIGURES}
     if exported is not None:
-        fidelity = measure_fidelity(job, run, network, images_of_part(job, run, "select"))
+        images = unseen_images(job, run)
+        fidelity = measure_fidelity(job, run, network, images)
         fidelity.check(job.export)
-        metrics["graphs"] = exported | {"select": fidelity.report()}
+        metrics["graphs"] = exported | {"unseen": fidelity.report() | {"images": len(images)}}
         graphs = Graphs(
             made_by=exported["made_by"],
             exit_accuracies=tuple(round(accuracy, 5) for accuracy in fidelity.int8_accuracies),

@@ -231,7 +231,7 @@ class ExportConfig(Section):
     graphs: bool = True
     """Whether the bundle carries them."""
     calibration_images: PositiveInt = 300
-    """At most this many held-out images, of the fit part, set the ranges of the int8 activations."""
+    """At most this many held-out images, and half of the fit part, set the ranges of the int8 activations."""
     max_accuracy_loss: Annotated[float, Field(ge=0, lt=1)] = 0.003
     """What any exit may lose in int8: 0.003 is 0.3 percentage points."""
     min_same_exit: Annotated[float, Field(ge=0, le=1)] = 0.98

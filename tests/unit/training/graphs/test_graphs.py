@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import xml.etree.ElementTree as ElementTree
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from offramp_model.routing import BankRule
 from offramp_training import export
 from offramp_training.assembly import load_whole
 from offramp_training.config import JobConfig, JobError, load_config
+from offramp_training.data import LabelledImages
 from offramp_training.graphs.fidelity import Fidelity, compare
 from offramp_training.policies import Frames
 from offramp_training.run_directory import RunDirectory
@@ -84,7 +86,22 @@ def test_the_bundle_tells_what_its_graphs_give(smoke_run: Path, smoke_store: Pat
     assert "## OpenVINO graphs" in card
     for accuracy in manifest.graphs.exit_accuracies:
         assert f"| {accuracy:.4f} |" in card
-    assert f"{manifest.graphs.same_exit:.2%} of the select images leave at the same exit" in card
+    assert f"{manifest.graphs.same_exit:.2%} of them leave at the same exit" in card
+
+
+def test_graphs_are_judged_by_images_that_had_no_part_in_them(forecast_run: Path) -> None:
+    run = RunDirectory(forecast_run)
+    job = JobConfig.model_validate(run.result("routers")["config"])
+    fit, select = (counted(export.images_of_part(job, run, part)) for part in ("fit", "select"))
+    calibration, rest = map(counted, export.split_fit_part(job, run))
+    assert calibration.total() <= rest.total()
+    assert calibration + rest == fit
+    assert counted(export.unseen_images(job, run)) == rest + select
+
+
+def counted(images: LabelledImages) -> Counter[bytes]:
+    """How often each image is there."""
+    return Counter(map(bytes, export.pixels(images)))
 
 
 @needs_nncf
