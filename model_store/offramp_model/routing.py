@@ -190,9 +190,9 @@ def confidence(probabilities_NC: Array) -> Array:
 def halts(policy_N: Array, threshold_N: Array, halting_N: Array, entropy_N: Array, confidence_N: Array) -> Array:
     """Which frames their own policy lets go here: σ(s_k) ≥ τ, entropy ≤ τ, or confidence ≥ τ; `fixed` never. Bool, (N,)."""
     let_go_N: Array = (
-        ((policy_N == Policy.ROUTER) & (halting_N >= threshold_N))
-        | ((policy_N == Policy.ENTROPY) & (entropy_N <= threshold_N))
-        | ((policy_N == Policy.CONFIDENCE) & (confidence_N >= threshold_N))
+        ((policy_N == Policy.ROUTER.value) & (halting_N >= threshold_N))
+        | ((policy_N == Policy.ENTROPY.value) & (entropy_N <= threshold_N))
+        | ((policy_N == Policy.CONFIDENCE.value) & (confidence_N >= threshold_N))
     )
     return let_go_N
 
