@@ -41,9 +41,9 @@ from offramp_client import Control
 from offramp_client.bench_frames import load_frames
 from offramp_model.bundle import WEIGHTS, Bundle, BundleStore, Manifest, open_bundle
 from offramp_model.bundle import Control as BundleControl
+from offramp_server.config import DEFAULT_MODEL, default_store
 
 ROOT = Path(__file__).resolve().parents[1]
-MODEL = "resnet18-cifar10"
 
 
 class Run:
@@ -220,8 +220,7 @@ def main() -> None:
         parser.error(f"--peers: {', '.join(unknown)} is none of {', '.join(peer.name for peer in PEERS)}")
     plan = QUICK if arguments.quick else FULL
     plan = replace(plan, rounds=arguments.rounds or plan.rounds, seconds=arguments.seconds or plan.seconds)
-    store = BundleStore(ROOT / "model_store" / "bundles")
-    bundle = open_bundle(arguments.bundle) if arguments.bundle else store.open(MODEL)
+    bundle = open_bundle(arguments.bundle) if arguments.bundle else BundleStore(default_store()).open(DEFAULT_MODEL)
     home = Path(os.environ.get("OFFRAMP_BENCH_HOME") or ROOT / ".bench").resolve()
     results = asyncio.run(Run(plan, bundle, [peer for peer in PEERS if peer.name in wanted], home)())
     arguments.out.mkdir(parents=True, exist_ok=True)

@@ -65,7 +65,7 @@ async def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("pictures", nargs="*", type=Path, help="JPEG or PNG files")
     parser.add_argument("--url", default="localhost:50051", help="host:port of the server")
-    parser.add_argument("--model", default="resnet18-cifar10", help="name of the model")
+    parser.add_argument("--model", default="resnet18-cifar10-joint", help="name of the model")
     parser.add_argument("--lambda", dest="lambdas", type=float, action="append", help="price of compute; may be repeated")
     arguments = parser.parse_args()
     async with aio.InferenceServerClient(arguments.url) as client:

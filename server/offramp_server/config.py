@@ -33,7 +33,7 @@ from pydantic_settings import (
 
 PROGRAM = "offramp-server"
 ENVIRONMENT_PREFIX = "OFFRAMP_"
-DEFAULT_MODEL = "resnet18-cifar10"
+DEFAULT_MODEL = "resnet18-cifar10-joint"
 MODEL_PATTERN = re.compile(r"[a-z0-9][a-z0-9._-]*(:[1-9][0-9]*)?")
 FACTORY_PATTERN = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 

@@ -16,7 +16,8 @@ import typer
 import yaml
 
 from offramp_client.cli import app
-from offramp_server.config import ConfigError, Settings, load_settings
+from offramp_model.bundle import BundleStore
+from offramp_server.config import DEFAULT_MODEL, ConfigError, Settings, default_store, load_settings
 
 ROOT = Path(__file__).parents[2]
 DOCKER = ROOT / "docker"
@@ -133,6 +134,14 @@ def test_compose_gives_grafana_and_prometheus_what_they_look_for(compose: dict[s
 
 def test_compose_asks_to_speak_in_the_clear_and_listens_on_this_machine_alone(compose: dict[str, Any]) -> None:
     assert load_settings(["--host", "0.0.0.0", *compose["server"]["command"]]).insecure
+
+
+def test_the_demo_begins_at_the_embedded_bundles_default(compose: dict[str, Any]) -> None:
+    """Frames under any other control don't count for the drift score."""
+    command = compose["demo"]["entrypoint"]
+    schedule = command[command.index("--lambda-schedule") + 1]
+    default = BundleStore(default_store()).open(DEFAULT_MODEL).manifest.default_control
+    assert float(schedule.split(",")[0]) == default.lambda_
     assert all(port.startswith("127.0.0.1:") for service in compose.values() for port in service.get("ports", ()))
 
 
