@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,8 +71,10 @@ class OpenVinoBackend:
             except RuntimeError as error:
                 raise BundleError(path, f"can't be run by OpenVINO ({str(error).strip().splitlines()[-1]})") from error
 
-        stages = [load(f"stage{exit}") for exit in range(1, self.exits + 1)]
-        self._compiled = (*stages, load("stage1", of_floats=True), load(WHOLE))
+        with ThreadPoolExecutor(os.cpu_count()) as compilers:  # OpenVINO takes one core to compile a graph
+            loading = [compilers.submit(load, f"stage{exit}") for exit in range(1, self.exits + 1)]
+            loading += [compilers.submit(load, "stage1", of_floats=True), compilers.submit(load, WHOLE)]
+        self._compiled = tuple(each.result() for each in loading)
         self._use([each.alone for each in self._compiled])
 
     def _use(self, models: Sequence[CompiledModel]) -> None:
