@@ -1,7 +1,7 @@
 """The benchmark: Offramp beside Triton, MLServer, LitServe, Ray Serve and the bare loop, in one go on one machine.
 
     python bench/run.py [--quick] [--bundle FOLDER] [--peers triton,mlserver,litserve,ray-serve]
-    python bench/run.py --table bench/results/quick.json      prints a former run's Markdown
+    python bench/run.py --table bench/results/full.json       prints a former run's Markdown
 
 Peers' environments are made from PyPI under .bench/, or where OFFRAMP_BENCH_HOME says. Where OFFRAMP_CIFAR10 names an image
 folder its test pictures are the frames, else the client's demo, which has no labels. docs/benchmark.md says how to read it all.
