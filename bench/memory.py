@@ -87,7 +87,7 @@ async def measure(arguments: argparse.Namespace, folder: Path) -> None:
     bundle = open_bundle(arguments.bundle) if arguments.bundle else BundleStore(default_store()).open(DEFAULT_MODEL)
     name, version = bundle.manifest.name, bundle.manifest.version
     settings = ["--store", bundle.path.parent.parent, "--models", f"{name}:{version}", "--ready-file", ready]
-    settings += ["--grpc-port", 0, "--http-port", 0, "--max-streams", arguments.streams + CHANNELS, "--max-in-flight", 4096]
+    settings += ["--grpc-port", 0, "--http-port", 0, "--max-streams", 2 * arguments.streams, "--max-in-flight", 4096]
     server = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "offramp_server", *map(str, settings), stdout=log, stderr=log
     )
