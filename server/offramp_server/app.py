@@ -42,6 +42,9 @@ from offramp_server.security.tokens import Tokens, TokensError
 
 logger = logging.getLogger(__name__)
 
+PENDING_CALLS = 10_000
+"""Beyond the streams that are open, how many calls may wait for the event loop."""
+
 
 class CloseableTracing(Tracing, Protocol):
     """Tracing that the server closes when it stops."""
@@ -269,6 +272,9 @@ def _channel_options(settings: Settings) -> list[tuple[str, int]]:
         # gRPC refuses at random between these two, and always beyond the second: both the same, so that the bound is one
         ("grpc.max_metadata_size", settings.max_metadata_bytes),
         ("grpc.absolute_max_metadata_size", settings.max_metadata_bytes),
+        # calls that wait until the loop takes them; gRPC ends those beyond, by default from 1,000 on, as CANCELLED without a word
+        ("grpc.server.max_pending_requests", settings.max_streams + PENDING_CALLS),
+        ("grpc.server.max_pending_requests_hard_limit", settings.max_streams + PENDING_CALLS),
         ("grpc.keepalive_time_ms", round(settings.keepalive_time_s * 1000)),
         ("grpc.keepalive_timeout_ms", round(settings.keepalive_timeout_s * 1000)),
         ("grpc.keepalive_permit_without_calls", 1),

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections import Counter
+
 import grpc
 import grpc.aio
 import pytest
@@ -53,6 +56,15 @@ async def test_metadata_beyond_the_bound_is_refused_and_others_go_on(channel: gr
         *[grpc.StatusCode.RESOURCE_EXHAUSTED] * 3,
     ]
     assert await still_serves(channel)
+
+
+async def test_calls_that_wait_to_be_taken_are_not_turned_away(server: Server) -> None:
+    """gRPC has a bound of its own, beyond which calls end as CANCELLED without a word."""
+    with grpc.insecure_channel(server.grpc_address) as channel:
+        ask = Infer(channel).ServerLive.future
+        calls = [ask(oip.ServerLiveRequest()) for _ in range(2500)]  # on this thread: the server's loop stands still meanwhile
+        codes = await asyncio.to_thread(lambda: Counter(call.code() for call in calls))
+    assert codes == {grpc.StatusCode.OK: 2500}
 
 
 async def test_a_batch_beyond_the_bound_is_refused_frame_by_frame_and_the_stream_lives_on(channel: grpc.aio.Channel) -> None:

@@ -13,7 +13,7 @@ from offramp.v1 import classification_pb2 as pb
 from offramp.v1 import classification_pb2_grpc
 from offramp_server.app import Server
 from offramp_server.config import Settings
-from tests.integration.conftest import Gate, until
+from tests.integration.conftest import PATIENCE_S, Gate, until
 from tests.integration.messages import bad_frame, config, frame, send
 from tests.unit.server.rpc.manifests import EXITS
 
@@ -55,6 +55,19 @@ async def test_the_first_message_must_be_a_config(stub: Stub) -> None:
         await exchange(stub, [send(frame())])
     assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
     assert "first message" in caught.value.details()
+
+
+async def test_a_caller_who_went_while_the_server_wrote_is_no_fault_of_it(
+    stub: Stub, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def gone(_: object) -> None:
+        raise grpc.aio.InternalError("what gRPC raises where a call is over that it has not cancelled yet")
+
+    monkeypatch.setattr("offramp_server.rpc.stream._wrap", gone)
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await exchange(stub, [config()], timeout=PATIENCE_S)
+    assert caught.value.code() is grpc.StatusCode.CANCELLED
+    assert "a call failed" not in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -109,7 +109,9 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             except OfframpError as error:
                 code = find_code(error).name
                 await _abort(context, error, call.request_id)
-            except Exception:
+            except Exception as error:
+                if _is_of_a_call_that_is_over(error):
+                    await context.abort(grpc.StatusCode.CANCELLED, "the call was over when the server wrote to it")
                 code = "INTERNAL"
                 logger.exception("a call failed")
                 fault = ExecutionError(f"the server failed; its log has the reason under {call.request_id}")
@@ -121,6 +123,13 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
                     seconds = round(time.monotonic() - started, 6)
                     fields = {"method": call.method, "code": code, "seconds": seconds, "peer": context.peer(), **call.totals()}
                     logger.log(level, "call ended", extra=fields)
+
+
+def _is_of_a_call_that_is_over(error: BaseException) -> bool:
+    """Whether a handler failed only because it wrote to a caller who has gone, before gRPC came to cancel it."""
+    if isinstance(error, BaseExceptionGroup):
+        return all(map(_is_of_a_call_that_is_over, error.exceptions))
+    return isinstance(error, grpc.aio.InternalError)
 
 
 def _refuse(method: str, request_id: str, error: OfframpError) -> Handler:
