@@ -42,7 +42,7 @@ STEP = "backbone"
 
 @dataclass(frozen=True, slots=True)
 class _Images:
-    """The training split in memory, its two parts, and how its pixels are normalised."""
+    """The training split in the training device's memory, its two parts, and how its pixels are normalised."""
 
     data: LabelledImages
     train_N: Tensor
@@ -73,12 +73,15 @@ def train_backbone(job: JobConfig, run: RunDirectory) -> None:
     fabric = Fabric(accelerator=config.accelerator, devices=config.devices, precision=precision)
     fabric.launch()
     fabric.seed_everything(job.seed, verbose=False)
-    images = _load(job)
+    images = _load(job, fabric.device)
+    torch.backends.cudnn.benchmark = True  # batches are all alike
     network = new_network(job.network)
     if config.start_from is not None:
         load_weights(network, config.start_from)
     choose_convolution(network, job, precision, fabric.device)
     task = _task(job, network, fabric.device)
+    if config.compile:
+        task.module.compile()
     model, optimizer = fabric.setup(task.module, _optimizer(task.module, config), move_to_device=True)
     sizes = [phase.size for phase in config.phases for _ in range(phase.epochs)]
     losses_N = torch.zeros(len(images.train_N))
@@ -88,7 +91,7 @@ def train_backbone(job: JobConfig, run: RunDirectory) -> None:
         fabric.load(checkpoint, state)
         say(STEP, f"resuming after epoch {len(state['history'])} of {len(sizes)}")
     elif fabric.is_global_zero:
-        np.savez(folder / "split.npz", train=images.train_N.numpy(), held_out=images.held_out_N.numpy())
+        np.savez(folder / "split.npz", train=images.train_N.cpu().numpy(), held_out=images.held_out_N.cpu().numpy())
     earlier_seconds = state["seconds"]
 
     for epoch in range(len(state["history"]), len(sizes)):
@@ -100,7 +103,7 @@ def train_backbone(job: JobConfig, run: RunDirectory) -> None:
         loss, state["losses"] = _train_epoch(
             fabric, (model, optimizer), task.loss, images, plan, state["losses"], config, generator
         )
-        accuracies = _held_out_accuracies(fabric, model, images, size)
+        accuracies = _held_out_accuracies(model, images, size)
         seconds, count = time.time() - begun, len(positions_P)
         state["history"].append({"epoch": epoch + 1, "size": size, "images": count, "loss": loss, **_named(accuracies)})
         state["seconds"] += seconds
@@ -110,7 +113,7 @@ def train_backbone(job: JobConfig, run: RunDirectory) -> None:
         say(STEP, f"epoch {epoch + 1}/{len(sizes)}: {seen}, loss {loss:.3f}, held-out {said}, {seconds:.0f} s")
 
     if fabric.is_global_zero:
-        accuracies = _held_out_accuracies(fabric, model, images, job.network.input_size)
+        accuracies = _held_out_accuracies(model, images, job.network.input_size)
         tensors = {name: tensor.contiguous().cpu() for name, tensor in task.result().state_dict().items()}
         save_file(tensors, folder / "backbone.safetensors")
         figures = {
@@ -127,7 +130,7 @@ def train_backbone(job: JobConfig, run: RunDirectory) -> None:
     fabric.barrier()
 
 
-def _load(job: JobConfig) -> _Images:
+def _load(job: JobConfig, device: torch.device) -> _Images:
     data = load_images(job.data, "train", job.network.input_size)
     if len(data.classes) != job.network.classes:
         raise JobError(f"network.classes is {job.network.classes} and the data has {len(data.classes)} classes: make them agree")
@@ -135,7 +138,7 @@ def _load(job: JobConfig) -> _Images:
     if len(train_N) < job.backbone.batch_size:
         raise JobError(f"backbone.batch_size is {job.backbone.batch_size} and there are {len(train_N)} training images")
     mean, std = channel_statistics(data.images_NCHW[train_N])
-    return _Images(data, train_N, held_out_N, mean, std)
+    return _Images(data.to(device), train_N.to(device), held_out_N.to(device), mean, std)
 
 
 def load_weights(network: MultiExitNetwork, path: Path) -> None:
@@ -206,9 +209,10 @@ def _train_epoch(
     """One pass; every device takes its share of each batch. Returns the mean loss in nats and every image's last one."""
     model, optimizer = training
     model.train()
-    order_P = plan.positions_P[torch.randperm(len(plan.positions_P), generator=generator)]
+    order_P = plan.positions_P[torch.randperm(len(plan.positions_P), generator=generator)].to(fabric.device)
     batches = torch.split(order_P, config.batch_size)[: len(order_P) // config.batch_size]
-    seen_N = torch.zeros_like(losses_N)
+    # nothing is read back before the epoch is over: a GPU would wait for the host
+    seen_N, weight_N = torch.zeros_like(losses_N, device=fabric.device), plan.weight_N.to(fabric.device)
     with progress_bar(f"backbone at {plan.size} px", len(batches) * config.batch_size) as advance:
         for step, batch_B in enumerate(batches):
             for group in optimizer.param_groups:
@@ -220,16 +224,16 @@ def _train_epoch(
             batch_NCHW = normalise(cropped, images.mean, images.std)
             if config.cut_out:
                 batch_NCHW = cut_out(batch_NCHW, config.cut_out, generator)
-            logits = model(resize(batch_NCHW[share], plan.size).to(fabric.device))
-            losses_B = losses_of(logits.float(), images.data.labels_N[batch_N[share]].to(fabric.device))
+            logits = model(resize(batch_NCHW[share], plan.size))
+            losses_B = losses_of(logits.float(), images.data.labels_N[batch_N[share]])
             optimizer.zero_grad()
-            fabric.backward((plan.weight_N[batch_B[share]].to(fabric.device) * losses_B).mean())
+            fabric.backward((weight_N[batch_B[share]] * losses_B).mean())
             optimizer.step()
-            seen_N[batch_B[share]] = losses_B.detach().cpu()
+            seen_N[batch_B[share]] = losses_B.detach()
             advance(config.batch_size)
-    gathered_N = fabric.all_reduce(seen_N.to(fabric.device), reduce_op="sum")
+    gathered_N = fabric.all_reduce(seen_N, reduce_op="sum")
     assert isinstance(gathered_N, Tensor)
-    order_S = order_P[: len(batches) * config.batch_size]
+    order_S = order_P[: len(batches) * config.batch_size].cpu()
     seen_S = gathered_N.cpu()[order_S]
     return float(seen_S.mean()), losses_N.index_copy(0, order_S, seen_S)
 
@@ -242,14 +246,14 @@ def _rate(progress: float, config: BackboneConfig) -> float:
 
 
 @torch.no_grad()
-def _held_out_accuracies(fabric: Fabric, model: Any, images: _Images, size: int) -> list[float]:
+def _held_out_accuracies(model: Any, images: _Images, size: int) -> list[float]:
     """Of every output of the model."""
     model.eval()
     guesses = []
     for batch_N in torch.split(images.held_out_N, 500):
         batch_NCHW = normalise(images.data.images_NCHW[batch_N], images.mean, images.std)
-        logits = model(resize(batch_NCHW, size).to(fabric.device))
-        guesses.append(logits.argmax(-1).cpu().view(len(batch_N), -1))
+        logits = model(resize(batch_NCHW, size))
+        guesses.append(logits.argmax(-1).view(len(batch_N), -1))
     right_NE = torch.cat(guesses) == images.data.labels_N[images.held_out_N, None]
     accuracies: list[float] = right_NE.double().mean(0).tolist()
     return accuracies

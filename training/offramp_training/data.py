@@ -6,7 +6,7 @@ import hashlib
 import os
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -32,6 +32,10 @@ class LabelledImages:
 
     def __len__(self) -> int:
         return len(self.labels_N)
+
+    def to(self, device: torch.device) -> LabelledImages:
+        """The same on another device."""
+        return replace(self, images_NCHW=self.images_NCHW.to(device), labels_N=self.labels_N.to(device))
 
 
 def load_images(config: DataConfig, split: Split, size: int) -> LabelledImages:
@@ -139,13 +143,16 @@ def channel_statistics(images_NCHW: Tensor) -> tuple[tuple[float, ...], tuple[fl
 
 def normalise(images_NCHW: Tensor, mean: Iterable[float], std: Iterable[float]) -> Tensor:
     """uint8 images → float32, channel-wise zero mean and unit deviation, channels last in memory."""
-    mean_C11, std_C11 = (torch.tensor(tuple(values)).view(-1, 1, 1) for values in (mean, std))
+    mean_C11, std_C11 = (_beside(images_NCHW, torch.tensor(tuple(values)).view(-1, 1, 1)) for values in (mean, std))
     images = images_NCHW.to(memory_format=torch.channels_last).float()
     return images.div_(255).sub_(mean_C11).div_(std_C11)
 
 
 def random_crop_flip(images_NCHW: Tensor, padding: int, flip: bool, generator: Generator) -> Tensor:
-    """Move each image by up to `padding` pixels (reflected at the border) and mirror half of them."""
+    """Move each image by up to `padding` pixels (reflected at the border) and mirror half of them.
+
+    The draws come from the CPU's generator wherever the images are, so that they are the same everywhere.
+    """
     count, _, height, width = images_NCHW.shape
     padded = F.pad(images_NCHW.float(), (padding,) * 4, mode="reflect").to(images_NCHW.dtype) if padding else images_NCHW
     top, left = torch.randint(0, 2 * padding + 1, (2, count, 1), generator=generator)
@@ -154,9 +161,10 @@ def random_crop_flip(images_NCHW: Tensor, padding: int, flip: bool, generator: G
     if flip:
         mirrored_N1 = torch.rand(count, 1, generator=generator) < 0.5
         columns_NW = torch.where(mirrored_N1, columns_NW.flip(1), columns_NW)
-    index_N11 = torch.arange(count).view(-1, 1, 1)
+    index = torch.arange(count).view(-1, 1, 1), rows_NH[:, :, None], columns_NW[:, None, :]
+    index_N11, rows_NH1, columns_N1W = (_beside(padded, part) for part in index)
     # advanced indices around a slice put the channels last: (N, H, W, C)
-    return padded[index_N11, :, rows_NH[:, :, None], columns_NW[:, None, :]].permute(0, 3, 1, 2)
+    return padded[index_N11, :, rows_NH1, columns_N1W].permute(0, 3, 1, 2)
 
 
 def cut_out(images_NCHW: Tensor, size: int, generator: Generator) -> Tensor:
@@ -169,7 +177,13 @@ def cut_out(images_NCHW: Tensor, size: int, generator: Generator) -> Tensor:
     left_N1 = torch.randint(0, width, (count, 1), generator=generator) - size // 2
     rows_NH = (torch.arange(height) >= top_N1) & (torch.arange(height) < top_N1 + size)
     columns_NW = (torch.arange(width) >= left_N1) & (torch.arange(width) < left_N1 + size)
-    return images_NCHW.masked_fill((rows_NH[:, :, None] & columns_NW[:, None, :])[:, None], 0.0)
+    square_N1HW = (rows_NH[:, :, None] & columns_NW[:, None, :])[:, None]
+    return images_NCHW.masked_fill(_beside(images_NCHW, square_N1HW), 0.0)
+
+
+def _beside(images_NCHW: Tensor, values: Tensor) -> Tensor:
+    """Values on the images' device, without waiting for what it is doing."""
+    return values.to(images_NCHW.device, non_blocking=True)
 
 
 def resize(images_NCHW: Tensor, size: int) -> Tensor:

@@ -82,7 +82,7 @@ def responsibility_weights(log_likelihood_NK: Tensor, cost_K: Tensor, config: Jo
     The E-step's posterior with a uniform prior, in the mean over the λ, times K, mixed with 1.
     """
     exits = len(cost_K)
-    lambda_L11 = torch.tensor(config.lambdas, device=cost_K.device).view(-1, 1, 1)
+    lambda_L11 = torch.tensor(config.lambdas).view(-1, 1, 1).to(cost_K.device, non_blocking=True)
     responsibility_NK = posterior(log_likelihood_NK, torch.zeros_like(cost_K), lambda_L11, cost_K).mean(0)
     return config.floor + (1 - config.floor) * exits * responsibility_NK
 

@@ -96,6 +96,8 @@ class BackboneConfig(Section):
     """`auto` takes bf16 where the processor has it."""
     convolution: Literal["auto", "torch", "winograd"] = "auto"
     """`auto` takes Winograd's where torch's would run in float32 on a CPU and g++ is there; see winograd.py."""
+    compile: bool = False
+    """Whether torch.compile makes kernels of its own for it: for a GPU, which waits for the launches of many small ones."""
     devices: PositiveInt = 1
     accelerator: str = "auto"
 
