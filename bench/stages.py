@@ -19,7 +19,8 @@ import numpy as np
 import torch
 
 from offramp_model.bundle import open_bundle
-from offramp_server.backends import OpenVinoBackend, TorchBackend
+from offramp_server.backends import OpenVinoBackend
+from offramp_server.backends.torch_backend import TorchBackend
 from offramp_server.engine.execution import no_logits
 
 Run = Callable[[list[np.ndarray]], object]

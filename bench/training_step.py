@@ -12,7 +12,8 @@ import time
 import torch
 import torch.nn.functional as F
 
-from offramp_model.network import MultiExitResNet, NetworkConfig
+from offramp_model.config import NetworkConfig
+from offramp_model.network import MultiExitResNet
 from offramp_training.winograd import keep_freed_memory, use_winograd
 
 

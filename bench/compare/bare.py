@@ -18,6 +18,7 @@ import torch
 
 from offramp_model.bundle import Bundle, Control, open_bundle
 from offramp_model.routing import Controls, Policy, decide
+from offramp_model.weights import load_network
 from offramp_server.backends import Wish, load_backend
 from offramp_server.engine.execution import no_logits
 from offramp_server.engine.types import Backend, Features
@@ -113,7 +114,7 @@ class _Queue:
 
 def full_labels(bundle: Bundle, images_NHWC: np.ndarray) -> list[int]:
     """The classes that the plain full-depth network answers in float32."""
-    network, preprocessing = bundle.load_network(), bundle.manifest.preprocessing
+    network, preprocessing = load_network(bundle), bundle.manifest.preprocessing
     mean, std = torch.tensor(preprocessing.mean), torch.tensor(preprocessing.std)
     labels: list[int] = []
     for images in _chunks(list(images_NHWC), DECIDED_AT_ONCE):

@@ -7,13 +7,14 @@ import tempfile
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
+from safetensors.numpy import load_file
 from torch import Tensor, nn
 
 from compare.lanes import LOGITS, PIXELS
 from compare.peers.peer import ServedNetwork, digest
 from offramp_model.bundle import MANIFEST, WEIGHTS, Bundle
 from offramp_model.graphs import FOLDER, WHOLE
+from offramp_model.weights import load_network
 from offramp_server.backends.openvino_backend import read_graph
 
 FLOAT32, BFLOAT16, INT8 = "float32", "bfloat16", "int8"
@@ -24,7 +25,7 @@ class FromPixels(nn.Module):
 
     def __init__(self, bundle: Bundle) -> None:
         super().__init__()
-        self.network = bundle.load_network()
+        self.network = load_network(bundle)
         preprocessing = bundle.manifest.preprocessing
         self.mean, self.std = (nn.Buffer(torch.tensor(values) * 255) for values in (preprocessing.mean, preprocessing.std))
 

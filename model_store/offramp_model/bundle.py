@@ -9,26 +9,18 @@ from __future__ import annotations
 
 import hashlib
 import math
-import os
 import re
-import shutil
-import tempfile
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-import torch
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveInt, ValidationError, model_validator
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import Tensor
 
+from offramp_model.config import Architecture, FactoryNotAllowedError, NetworkConfig
 from offramp_model.costs import CostTable, cost_table
 from offramp_model.drift import DriftKind, DriftReference, Histogram
-from offramp_model.factories import FactoryError, FactoryNotAllowedError, build_network
 from offramp_model.graphs import Graphs, graph_files
-from offramp_model.network import Architecture, MultiExitNetwork, NetworkConfig
 from offramp_model.outcomes import Fraction, Frontier
 
 MANIFEST = "manifest.json"
@@ -172,27 +164,6 @@ class Bundle:
     allowed_factories: frozenset[str] = frozenset()
     """Factories that may be imported to build its network; what the bundle itself says of that doesn't count."""
 
-    def load_network(self) -> MultiExitNetwork:
-        """Build the network in float32, in evaluation mode. Raises BundleError when weights or stages do not fit it."""
-        path = self.path / WEIGHTS
-        try:
-            tensors = load_file(path)
-        except (SafetensorError, OSError) as error:
-            raise BundleError(path, f"not a safetensors file ({error})") from error
-        try:
-            network = build_network(self.manifest.network, self.allowed_factories)
-        except FactoryError as error:
-            raise BundleError(self.path / MANIFEST, str(error)) from error
-        wanted = network.state_dict()
-        lacking = sorted(wanted.keys() - tensors.keys()) + sorted(tensors.keys() - wanted.keys())
-        if lacking:
-            raise BundleError(path, f"tensors missing or unknown: {', '.join(lacking[:5])}")
-        for name, tensor in wanted.items():
-            if tensors[name].shape != tensor.shape:
-                raise BundleError(path, f"tensor {name} has shape {tuple(tensors[name].shape)}, expected {tuple(tensor.shape)}")
-        network.load_state_dict({name: tensor.to(wanted[name].dtype) for name, tensor in tensors.items()})
-        return network.eval()
-
 
 class BundleStore:
     """The bundles under one folder, found by name and version."""
@@ -271,40 +242,3 @@ def sha256(path: Path) -> str:
     """Hex digest of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def publish_bundle(store: Path, manifest: Manifest, tensors: Mapping[str, Tensor], files: Mapping[str, Path]) -> Bundle:
-    """Write a bundle beside its place and rename it there, so that a reader sees a whole bundle or none.
-
-    Floating-point tensors are stored in half precision. `manifest.files` is filled in here. `files` maps a path inside the
-    bundle to the file to copy there. Raises FileExistsError when the version is already published.
-    """
-    target = store / manifest.name / str(manifest.version)
-    allowed = {factory} if (factory := manifest.network.factory) else set()  # whoever publishes has built it already
-    if target.exists():
-        raise FileExistsError(f"{target} is already published: choose a new publish.version")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    beside = Path(tempfile.mkdtemp(prefix=f".{manifest.version}-", dir=target.parent))
-    try:
-        half = {name: (t.half() if t.is_floating_point() else t).contiguous() for name, t in tensors.items()}
-        save_file(half, beside / WEIGHTS)
-        for name, source in files.items():
-            (beside / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(source, beside / name)
-        digests = {p.relative_to(beside).as_posix(): sha256(p) for p in sorted(beside.rglob("*")) if p.is_file()}
-        complete = manifest.model_copy(update={"files": digests})
-        (beside / MANIFEST).write_text(complete.model_dump_json(indent=2) + "\n")
-        open_bundle(beside, allowed).load_network()
-        beside.chmod(0o755)
-        (beside / WEIGHTS).chmod(0o644)  # safetensors keeps it from other users, a server's among them
-        os.rename(beside, target)
-    except BaseException:
-        shutil.rmtree(beside, ignore_errors=True)
-        raise
-    return open_bundle(target, allowed)
-
-
-def half_overflows(tensors: Mapping[str, Tensor]) -> list[str]:
-    """Names of tensors with finite values that half precision can't hold."""
-    limit = torch.finfo(torch.half).max
-    return [name for name, tensor in tensors.items() if tensor.is_floating_point() and bool((tensor.abs() > limit).any())]

@@ -6,10 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-MAP = 8
-"""Cells along each side of the map of averages: four for one of the coarse grid that `pooled_stats` heads see."""
-CHANNELS = 64
-"""Channels after the first convolution; twice as many after the second."""
+from offramp_model.config import MAP, TRUNK_CHANNELS
 
 
 class ConvTrunk(nn.Module):
@@ -22,10 +19,10 @@ class ConvTrunk(nn.Module):
     def __init__(self, channels: int, others: int, hidden: int) -> None:
         super().__init__()
         self.map_columns = channels * MAP * MAP
-        self.mix = nn.Conv2d(channels, CHANNELS, 1)
-        self.depthwise = nn.Conv2d(CHANNELS, CHANNELS, 3, 2, 1, groups=CHANNELS, bias=False)
-        self.pointwise = nn.Conv2d(CHANNELS, 2 * CHANNELS, 1)
-        self.linear = nn.Linear(4 * CHANNELS + others, hidden)
+        self.mix = nn.Conv2d(channels, TRUNK_CHANNELS, 1)
+        self.depthwise = nn.Conv2d(TRUNK_CHANNELS, TRUNK_CHANNELS, 3, 2, 1, groups=TRUNK_CHANNELS, bias=False)
+        self.pointwise = nn.Conv2d(TRUNK_CHANNELS, 2 * TRUNK_CHANNELS, 1)
+        self.linear = nn.Linear(4 * TRUNK_CHANNELS + others, hidden)
 
     def forward(self, inputs_NI: Tensor) -> Tensor:
         """Hidden units before their activation, shape (…, hidden)."""
@@ -36,12 +33,6 @@ class ConvTrunk(nn.Module):
         hidden_NH: Tensor = self.linear(torch.cat([pooled_NP.view(*inputs_NI.shape[:-1], -1), others_NO], -1))
         return hidden_NH
 
-    def macs(self) -> int:
-        """Multiply-accumulates for one frame."""
-        half = (MAP // 2) ** 2
-        convolutions = self.mix.weight.numel() * MAP**2 + (self.depthwise.weight.numel() + self.pointwise.weight.numel()) * half
-        return convolutions + self.linear.weight.numel()
-
     @torch.no_grad()
     def fold(self, mean_I: Tensor, deviation_I: Tensor) -> None:
         """Change it, made for (x − mean) / deviation, so that it gives the same from x; the cells of a channel share theirs."""
@@ -50,7 +41,7 @@ class ConvTrunk(nn.Module):
         self.mix.weight.div_(deviation_C[:, None, None])
         assert self.mix.bias is not None
         self.mix.bias.sub_(self.mix.weight.flatten(1) @ mean_C)
-        others_HO = self.linear.weight[:, 4 * CHANNELS :]
+        others_HO = self.linear.weight[:, 4 * TRUNK_CHANNELS :]
         others_HO.div_(deviation_I[self.map_columns :])
         self.linear.bias.sub_(others_HO @ mean_I[self.map_columns :])
 

@@ -16,21 +16,8 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from offramp_model.network import MultiExitNetwork, MultiExitResNet, NetworkConfig
-
-
-class FactoryError(ValueError):
-    """A factory that can't be used; the message names it and the reason."""
-
-
-class FactoryNotAllowedError(FactoryError):
-    """A factory that nobody has allowed here."""
-
-    def __init__(self, factory: str) -> None:
-        super().__init__(
-            f"the network's stages come from {factory}, code that would be imported and run: if you trust it, allow it by that "
-            "name (offramp-server --allow-factory)"
-        )
+from offramp_model.config import FactoryError, FactoryNotAllowedError, NetworkConfig
+from offramp_model.network import MultiExitNetwork, MultiExitResNet
 
 
 def build_network(config: NetworkConfig, allowed_factories: Collection[str] = ()) -> MultiExitNetwork:

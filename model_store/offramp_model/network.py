@@ -9,107 +9,15 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Literal, get_args
 
 import torch
 import torch.nn.functional as F
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
 from torch import Tensor, nn
 
-from offramp_model.conv_trunk import MAP, ConvTrunk
-from offramp_model.residual import NARROWING, BlockKind, StemKind, make_groups, make_stem, stem_channels
+from offramp_model.config import GRID, MAP, PARTS, NetworkConfig, StatisticsPart, part_columns, stem_channels
+from offramp_model.conv_trunk import ConvTrunk
+from offramp_model.residual import make_groups, make_stem
 from offramp_model.routers import ForecastRouter, RouterBank
-
-Architecture = Literal["multi-exit-resnet", "multi-exit-stages"]
-PoolingPart = Literal["average", "max", "deviation", "grid", "grid_max"]
-PARTS: tuple[PoolingPart, ...] = get_args(PoolingPart)
-StatisticsPart = PoolingPart | Literal["map"]
-"""`map` is a finer grid, which `conv` heads see; it comes after all others, where it is there at all."""
-GRID = 4
-"""Cells along each side of the coarse grid of averages, and of that of maxima."""
-FACTORY_PATTERN = r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*$"
-"""A factory's name, `package.module:function`."""
-
-
-class NetworkConfig(BaseModel):
-    """Everything that fixes the shape of a network; part of every bundle's manifest."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    widths: tuple[PositiveInt, ...] = Field(default=(64, 128, 256, 512), min_length=1)
-    """Channels that each stage gives; an exit follows each stage, so their number is the number of exits K."""
-    blocks: tuple[PositiveInt, ...] = (2, 2, 2, 2)
-    """Blocks of each residual group; (2, 2, 2, 2) is ResNet-18, (3, 4, 6, 3) is ResNet-34, and with bottleneck blocks and
-    widths (256, 512, 1024, 2048) ResNet-50."""
-    block: BlockKind = "basic"
-    stem: StemKind = "cifar"
-    factory: Annotated[str, Field(pattern=FACTORY_PATTERN)] | None = None
-    """`package.module:function` that returns the stages, in place of a ResNet: see factories.py. `blocks`, `block` and `stem`
-    then say nothing, and `widths`, `stage_sizes` and `stage_macs` are what a dry run of the stages found."""
-    stage_sizes: tuple[PositiveInt, ...] = ()
-    """Height and width of the feature map that each of a factory's stages gives, in pixels."""
-    stage_macs: tuple[PositiveInt, ...] = ()
-    """Multiply-accumulates of each of a factory's stages for one image."""
-    classes: PositiveInt = 10
-    input_channels: PositiveInt = 3
-    input_size: PositiveInt = 32
-    """Height and width of the images, in pixels."""
-    head_kind: Literal["gap_mlp", "pooled_stats", "conv"] = "gap_mlp"
-    """`gap_mlp` sees the global average alone, as in the paper; `pooled_stats` sees the parts that `head_pooling` names; `conv`
-    has small convolutions over an 8×8 map of averages. At the last exit these two too see the average alone, like the plain
-    network's classifier."""
-    head_pooling: tuple[PoolingPart, ...] = PARTS
-    """What a `pooled_stats` head sees of its exit's feature map."""
-    head_cascade: bool = False
-    """Whether a head sees the log-probabilities of every earlier exit too (Wołczyk et al. 2021)."""
-    head_hidden: PositiveInt = 128
-    """Hidden units of each exit's two-layer MLP."""
-    router_kind: Literal["bank", "forecast"] = "bank"
-    """`bank`: the paper's, a router for each λ of a grid; `forecast`: one router for every λ (docs/routing.md)."""
-    router_hidden: PositiveInt = 16
-    """Hidden units of each router."""
-    router_lambdas: tuple[Annotated[float, Field(ge=0.0, allow_inf_nan=False)], ...] = ()
-    """The λ that a `bank` was trained for, ascending; empty before the routers are trained, and for `forecast`."""
-    router_temperature: PositiveFloat | None = None
-    """τ_s of a `forecast` router, in units of probability; None before the routers are trained, and for `bank`."""
-
-    @model_validator(mode="after")
-    def _consistent(self) -> NetworkConfig:
-        if self.factory is not None:
-            if self.stage_macs and not len(self.widths) == len(self.stage_sizes) == len(self.stage_macs):
-                raise ValueError("widths, stage_sizes and stage_macs must have the same length")
-        elif len(self.widths) != len(self.blocks):
-            raise ValueError(
-                f"widths names {len(self.widths)} residual groups and blocks {len(self.blocks)}: give both the same length"
-            )
-        elif self.stage_sizes or self.stage_macs:
-            raise ValueError("stage_sizes and stage_macs belong to a factory's stages: leave them out")
-        elif self.block == "bottleneck" and any(width % NARROWING for width in self.widths):
-            raise ValueError(f"widths must be multiples of {NARROWING} where block is `bottleneck`")
-        if list(self.router_lambdas) != sorted(set(self.router_lambdas)):
-            raise ValueError("router_lambdas must be strictly ascending")
-        if self.router_kind == "bank" and self.router_temperature is not None:
-            raise ValueError("router_temperature belongs to router_kind `forecast`: leave it out for `bank`")
-        if self.router_kind == "forecast" and self.router_lambdas:
-            raise ValueError("router_lambdas belongs to router_kind `bank`: leave it out for `forecast`")
-        if list(self.head_pooling) != [part for part in PARTS if part in self.head_pooling] or not self.head_pooling:
-            raise ValueError(f"head_pooling must name some of {', '.join(PARTS)}, each once and in this order")
-        return self
-
-    @property
-    def has_routers(self) -> bool:
-        """Whether the routers have been trained."""
-        return bool(self.router_lambdas) if self.router_kind == "bank" else self.router_temperature is not None
-
-    @property
-    def architecture(self) -> Architecture:
-        """What a manifest calls it: a ResNet, or stages from a factory."""
-        return "multi-exit-resnet" if self.factory is None else "multi-exit-stages"
-
-    @property
-    def exits(self) -> int:
-        """K, the number of exits."""
-        return len(self.widths)
 
 
 class Head(nn.Sequential):
@@ -119,17 +27,13 @@ class Head(nn.Sequential):
     """
 
     def __init__(self, config: NetworkConfig, exit: int) -> None:
-        channels, last = config.widths[exit - 1], exit == config.exits
-        self.parts: tuple[StatisticsPart, ...] = ("average",)
-        if config.head_kind != "gap_mlp" and not last:
-            self.parts = config.head_pooling if config.head_kind == "pooled_stats" else ("map",)
-        self.cascade = config.head_cascade
-        earlier = config.classes * (exit - 1) if self.cascade else 0
+        self.parts, self.cascade = config.head_parts(exit), config.head_cascade
+        channels, inputs = config.widths[exit - 1], config.head_inputs(exit)
         first: nn.Module
         if self.parts == ("map",):
-            first = ConvTrunk(channels, earlier, config.head_hidden)
+            first = ConvTrunk(channels, inputs - part_columns("map", channels), config.head_hidden)
         else:
-            first = nn.Linear(sum(part_columns(part, channels) for part in self.parts) + earlier, config.head_hidden)
+            first = nn.Linear(inputs, config.head_hidden)
         super().__init__(first, nn.ReLU(), nn.Linear(config.head_hidden, config.classes))
         self.temperature: Tensor
         self.register_buffer("temperature", torch.ones(()))
@@ -293,11 +197,6 @@ def pool_parts(features_NCHW: Tensor, parts: Sequence[StatisticsPart]) -> Tensor
         else:
             pooled.append(F.adaptive_avg_pool2d(features_NCHW, GRID if part == "grid" else MAP).flatten(1))
     return torch.cat(pooled, 1)
-
-
-def part_columns(part: StatisticsPart, channels: int) -> int:
-    """How many statistics a part has."""
-    return channels * {"grid": GRID * GRID, "grid_max": GRID * GRID, "map": MAP * MAP}.get(part, 1)
 
 
 def select_parts(statistics_NS: Tensor, channels: int, parts: Sequence[StatisticsPart]) -> Tensor:

@@ -5,16 +5,12 @@ A group is known by the channels that it gives, whatever its blocks are like: th
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Literal
+from collections.abc import Sequence
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-BlockKind = Literal["basic", "bottleneck"]
-StemKind = Literal["cifar", "imagenet"]
-NARROWING = 4
-"""A bottleneck block's inner channels are its outer ones over this."""
+from offramp_model.config import NARROWING, BlockKind, StemKind, stem_channels
 
 
 class BasicBlock(nn.Module):
@@ -64,11 +60,6 @@ def make_shortcut(channels_in: int, channels_out: int, stride: int) -> nn.Module
     return nn.Sequential(nn.Conv2d(channels_in, channels_out, 1, stride, bias=False), nn.BatchNorm2d(channels_out))
 
 
-def stem_channels(widths: Sequence[int], block: BlockKind) -> int:
-    """Channels that the stem gives to the first group: the inner ones of the group's blocks."""
-    return widths[0] // (NARROWING if block == "bottleneck" else 1)
-
-
 def make_stem(kind: StemKind, channels_in: int, channels_out: int) -> nn.Sequential:
     """`cifar`: a 3×3 convolution at full size; `imagenet`: a 7×7 one and max-pooling, each of which halves the size."""
     if kind == "cifar":
@@ -89,31 +80,3 @@ def make_groups(widths: Sequence[int], blocks: Sequence[int], block: BlockKind) 
         groups.append(nn.Sequential(*(kind(i, width, s) for i, s in zip(inputs, strides, strict=True))))
         channels = width
     return groups
-
-
-def count_macs(
-    image: tuple[int, int], stem: StemKind, widths: Sequence[int], blocks: Sequence[int], block: BlockKind
-) -> Iterator[tuple[int, int]]:
-    """Of each group in turn its map's size in pixels and its MACs for one image, the stem's among the first group's.
-
-    `image` gives channels and size. Counted are convolutions.
-    """
-    channels_in, size = image
-    channels = stem_channels(widths, block)
-    macs = channels_in * channels * (9 * size**2 if stem == "cifar" else 49 * _halved(size) ** 2)
-    size = size if stem == "cifar" else _halved(_halved(size))
-    for index, (width, depth) in enumerate(zip(widths, blocks, strict=True)):
-        before, size = size, size if index == 0 else _halved(size)
-        shortcut = channels * width if index or channels != width else 0
-        if block == "basic":
-            macs += (9 * channels * width + shortcut + 9 * width * width * (2 * depth - 1)) * size**2
-        else:
-            inner = width // NARROWING
-            macs += channels * inner * before**2  # the stride comes after it
-            macs += (shortcut + (9 * inner * inner + inner * width) * depth + width * inner * (depth - 1)) * size**2
-        yield size, macs
-        channels, macs = width, 0
-
-
-def _halved(size: int) -> int:
-    return -(-size // 2)

@@ -10,9 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-LARGEST = 10
-"""At most this many of the largest class probabilities are signals."""
-EARLIER_SIGNALS = 4
+from offramp_model.config import LARGEST, signal_count
 
 
 class RouterBank(nn.Module):
@@ -75,8 +73,3 @@ def exit_signals(logits_NEC: Tensor) -> Tensor:
         given_NE = (earlier_NEC * guessed_N1C).sum(-1)
         signals += [confidence_NE, entropy_NE[:, :-1], (guess_NE == guess_N1).to(given_NE.dtype), given_NE]
     return torch.cat(signals, 1)
-
-
-def signal_count(exit: int, classes: int) -> int:
-    """How many signals exit k has."""
-    return min(LARGEST, classes) + 3 + EARLIER_SIGNALS * (exit - 1)

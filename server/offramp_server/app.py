@@ -15,7 +15,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Protocol
 
-import torch
 import uvloop
 from prometheus_client import CollectorRegistry
 
@@ -78,14 +77,13 @@ class Server:
         self._http = HttpServer(make_app(self._registry, lambda: self._grpc is not None and self._grpc.is_ready))
         self._grpc: GrpcServer | None = None
         self._tracing = tracing
-        torch_threads = settings.torch_threads or torch.get_num_threads()
         # networks run off the loop, and engines take turns there: torch's batches one at a time, on all cores or a GPU,
         # OpenVINO's several at once
-        self._device = ThreadPoolExecutor(1, "device", torch.set_num_threads, (torch_threads,))
+        self._device = ThreadPoolExecutor(1, "device")
         self._cores = ThreadPoolExecutor(BATCHES_A_SHARE * (os.cpu_count() or 1), "core")
         self._decoders = ThreadPoolExecutor(settings.decode_threads, "decode")
         # loading and warming up beside it, so that a new version keeps nobody waiting
-        self._loader = ThreadPoolExecutor(1, "load", torch.set_num_threads, (torch_threads,))
+        self._loader = ThreadPoolExecutor(1, "load")
         self._store = BundleStore(settings.store, settings.allow_factory)
         self._models = ModelRegistry(self._store, self._catalogue, self._start_model, self._loader, self._update_health)
         self.grpc_address = self.http_address = ""
@@ -181,7 +179,8 @@ class Server:
 
     def _choose_backend(self, bundle: Bundle, device: str) -> Backend:
         settings = self._settings
-        return load_backend(bundle, Wish(settings.backend, settings.precision, device, settings.openvino_threads))
+        threads = settings.openvino_threads, settings.torch_threads
+        return load_backend(bundle, Wish(settings.backend, settings.precision, device, *threads))
 
     async def _update_health(self) -> None:
         assert self._grpc is not None

@@ -45,7 +45,7 @@ def test_every_page_is_built(site: Path) -> None:
 
 
 def test_the_library_reference_is_filled_from_the_docstrings(site: Path) -> None:
-    for page, names in {"client": ("offramp_client.Client.stream",), "model": ("offramp_model.routing.posterior",)}.items():
+    for page, names in {"client": ("offramp_client.Client.stream",), "model": ("offramp_model.latent.posterior",)}.items():
         html = (site / "reference" / f"{page}.html").read_text()
         assert all(f'id="{name}"' in html for name in names)
         assert ":::" not in html.replace("<code>:::</code>", "")

@@ -16,10 +16,11 @@ import torch
 from torch import Tensor
 
 from offramp.v1 import classification_pb2_grpc
-from offramp_model.bundle import Bundle, publish_bundle
+from offramp_model.bundle import Bundle
 from offramp_model.network import MultiExitResNet
+from offramp_model.weights import publish_bundle
 from offramp_server.app import Server
-from offramp_server.backends import TorchBackend
+from offramp_server.backends.torch_backend import TorchBackend
 from offramp_server.config import Settings
 from offramp_server.engine.types import StageResult
 from tests.unit.server.rpc.manifests import tiny_manifest

@@ -17,6 +17,7 @@ from PIL import Image
 
 from offramp_client import Client, Control, Frame, InvalidRequestError, Result
 from offramp_model.bundle import open_bundle
+from offramp_model.weights import load_network
 from offramp_server.app import Server
 from offramp_server.config import Settings
 from offramp_training.data import synthetic_images
@@ -134,7 +135,7 @@ async def test_what_the_server_answers_is_what_the_bundle_computes(
     settings: Settings, smoke_store: Path, version: str, backend: str
 ) -> None:
     bundle = open_bundle(smoke_store / "smoke" / version)
-    network, preprocessing = bundle.load_network(), bundle.manifest.preprocessing
+    network, preprocessing = load_network(bundle), bundle.manifest.preprocessing
     images, _ = pictures(4)
     in_float32 = settings.model_copy(update={"backend": backend, "precision": "f32"})
     async with Server(in_float32) as server, Client(server.grpc_address, timeout_s=PATIENCE_S) as client:

@@ -9,9 +9,9 @@ import pytest
 
 from offramp.v1 import classification_pb2 as pb
 from offramp.v1 import classification_pb2_grpc
-from offramp_model.bundle import publish_bundle
 from offramp_model.costs import cost_table
 from offramp_model.factories import build_network, measure_stages
+from offramp_model.weights import publish_bundle
 from offramp_server.app import Server, StartupError
 from offramp_server.config import Settings
 from tests import stages

@@ -11,7 +11,7 @@ from offramp.v1 import classification_pb2 as pb
 from offramp.v1 import classification_pb2_grpc
 from offramp_model.bundle import Bundle
 from offramp_server.app import Server
-from offramp_server.backends import TorchBackend
+from offramp_server.backends.torch_backend import TorchBackend
 from offramp_server.config import Settings
 from offramp_server.engine.types import StageResult
 from tests.integration.conftest import Gate, until

@@ -18,8 +18,9 @@ import yaml
 
 from offramp.v1 import classification_pb2 as pb
 from offramp.v1 import classification_pb2_grpc
-from offramp_model.bundle import Control, publish_bundle
+from offramp_model.bundle import Control
 from offramp_model.network import MultiExitResNet
+from offramp_model.weights import publish_bundle
 from offramp_server.app import Server
 from offramp_server.config import Settings
 from tests.contract.test_monitoring import DOCKER, panel_expressions, rules

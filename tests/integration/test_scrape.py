@@ -14,9 +14,9 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from offramp.v1 import classification_pb2 as pb
 from offramp.v1 import classification_pb2_grpc
-from offramp_model.bundle import publish_bundle
 from offramp_model.drift import DriftReference
 from offramp_model.network import MultiExitResNet
+from offramp_model.weights import publish_bundle
 from offramp_server.app import Server
 from offramp_server.config import Settings
 from tests.integration.conftest import PATIENCE_S, Gate, get, until

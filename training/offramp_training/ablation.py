@@ -12,9 +12,9 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
+from offramp_model.config import NetworkConfig
 from offramp_model.costs import cost_table
 from offramp_model.costs import head_macs as macs_of_head
-from offramp_model.network import Head, NetworkConfig
 from offramp_training.assembly import load_backbone
 from offramp_training.cache import Features, open_features
 from offramp_training.calibration import quality
@@ -137,8 +137,7 @@ def measure(job: JobConfig, run: RunDirectory, train: Features, held_out: Featur
 
 def head_macs(config: NetworkConfig) -> list[int]:
     """Multiply-accumulates of each exit's head."""
-    with torch.device("meta"):
-        return [macs_of_head(Head(config, exit)) for exit in range(1, config.exits + 1)]
+    return [macs_of_head(config, exit) for exit in range(1, config.exits + 1)]
 
 
 def write_table(results: Sequence[Mapping[str, Any]]) -> str:

@@ -12,11 +12,12 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from offramp_model.bundle import half_overflows
+from offramp_model.config import NetworkConfig
 from offramp_model.conv_trunk import ConvTrunk, by_channel
 from offramp_model.factories import build_network
-from offramp_model.network import Head, MultiExitNetwork, NetworkConfig
+from offramp_model.network import Head, MultiExitNetwork
 from offramp_model.routers import ForecastRouter, RouterBank
+from offramp_model.weights import half_overflows
 from offramp_training.config import JobConfig, JobError
 from offramp_training.run_directory import RunDirectory
 

@@ -17,8 +17,9 @@ from torch import Tensor
 
 from offramp_model.bundle import Control
 from offramp_model.costs import cost_table
+from offramp_model.latent import log_exit_distribution
 from offramp_model.network import MultiExitNetwork
-from offramp_model.routing import HaltingRule, halting_rule, log_exit_distribution
+from offramp_model.routing import HaltingRule, halting_rule
 from offramp_training.attack_report import draw_figures, write_report
 from offramp_training.config import JobConfig, JobError
 from offramp_training.data import derive_seed

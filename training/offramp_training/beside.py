@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from offramp_model.bundle import MANIFEST, BundleError, open_bundle
+from offramp_model.config import NetworkConfig
 from offramp_model.costs import cost_table
-from offramp_model.network import NetworkConfig
 from offramp_training.config import JobConfig, JobError
 from offramp_training.run_directory import RunDirectory, read_json
 

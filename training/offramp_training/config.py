@@ -10,8 +10,8 @@ from typing import Any
 import yaml
 from pydantic import NonNegativeInt, ValidationError, field_validator, model_validator
 
+from offramp_model.config import NetworkConfig
 from offramp_model.factories import measure_stages
-from offramp_model.network import NetworkConfig
 from offramp_training.presets import PRESETS
 from offramp_training.sections import (
     BackboneConfig,

@@ -17,8 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from offramp_model.latent import evidence, halting_logits, halting_targets, log_exit_distribution, posterior, survival
 from offramp_model.routers import RouterBank
-from offramp_model.routing import evidence, halting_logits, halting_targets, log_exit_distribution, posterior, survival
 from offramp_training.sections import RoutersConfig
 
 

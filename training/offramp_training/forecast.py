@@ -18,8 +18,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from offramp_model.bundle import Control
+from offramp_model.config import NetworkConfig
 from offramp_model.costs import cost_table
-from offramp_model.network import NetworkConfig
 from offramp_model.routers import ForecastRouter, exit_signals
 from offramp_model.routing import ForecastRule
 from offramp_training.assembly import Standardiser, load_with_heads

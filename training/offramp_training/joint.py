@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from offramp_model.latent import posterior
 from offramp_model.network import MultiExitNetwork, pool, pool_parts
-from offramp_model.routing import posterior
 from offramp_training.assembly import first_linear, fold
 from offramp_training.sections import JointConfig
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from offramp_model.network import NetworkConfig
+from offramp_model.config import NetworkConfig
 from offramp_training.beside import beside_markdown, load_reference
 from offramp_training.config import JobConfig
 from offramp_training.recoding import recoded_markdown

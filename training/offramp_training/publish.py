@@ -13,20 +13,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from offramp_model.bundle import (
-    WEIGHTS,
-    Bundle,
-    Control,
-    Manifest,
-    OperatingPoint,
-    Provenance,
-    publish_bundle,
-)
+from offramp_model.bundle import WEIGHTS, Bundle, Control, Manifest, OperatingPoint, Provenance
+from offramp_model.config import NetworkConfig
 from offramp_model.costs import cost_table
 from offramp_model.drift import DriftReference
 from offramp_model.graphs import Graphs, graph_files
-from offramp_model.network import NetworkConfig
 from offramp_model.outcomes import Frontier
+from offramp_model.weights import load_network, publish_bundle
 from offramp_training.assembly import load_whole
 from offramp_training.cache import open_features
 from offramp_training.config import JobConfig, JobError
@@ -136,7 +129,7 @@ def verify(job: JobConfig, run: RunDirectory, bundle: Bundle) -> list[float]:
 @torch.no_grad()
 def exit_accuracies(bundle: Bundle, data: LabelledImages, rows_N: Tensor) -> list[float]:
     """Share of images that each exit of a published network gets right."""
-    network, preprocessing = bundle.load_network(), bundle.manifest.preprocessing
+    network, preprocessing = load_network(bundle), bundle.manifest.preprocessing
     right_K = torch.zeros(bundle.manifest.network.exits, dtype=torch.long)
     with progress_bar("checking the bundle", len(rows_N)) as advance:
         for batch_N in torch.split(rows_N, 250):

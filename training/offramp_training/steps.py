@@ -57,7 +57,8 @@ FIRST_READ_BY = {
 }
 """Fields that are first read by a later step than the rest of their section."""
 
-NO_MATTER = {"data.root", "backbone.devices", "backbone.accelerator", "backbone.compile", "backbone.convolution", "publish.max_megabytes"}
+_HOW = {f"backbone.{field}" for field in ("accelerator", "compile", "convolution", "devices")}
+NO_MATTER = _HOW | {"data.root", "publish.max_megabytes"}
 """Fields that say where the work is done or found; a result does not depend on them."""
 
 

@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-from safetensors.torch import load_file
-from torch import Tensor
+from safetensors.numpy import load_file
 
 from offramp_model.bundle import WEIGHTS, Bundle, BundleError
 from offramp_model.graphs import EARLIER, FEATURES, FOLDER, GRAPH_WEIGHTS, LOGITS, PIXELS, ROUTER, SURVIVORS, WHOLE
@@ -149,7 +148,7 @@ def _openvino() -> Any:
     return openvino
 
 
-def read_graph(core: Core, path: Path, tensors: Mapping[str, Tensor], *, of_floats: bool = False) -> Model:
+def read_graph(core: Core, path: Path, tensors: Mapping[str, np.ndarray], *, of_floats: bool = False) -> Model:
     """A graph with its weights: from the file beside it, and those that it names as inputs from the bundle's tensors.
 
     Pixels are uint8, or with `of_floats` float32. Raises RuntimeError where OpenVINO can't read it.
@@ -159,7 +158,7 @@ def read_graph(core: Core, path: Path, tensors: Mapping[str, Tensor], *, of_floa
     for parameter in model.get_parameters():
         name = parameter.output(0).get_any_name()
         if name in tensors:
-            constant = opset.constant(tensors[name].float().numpy())
+            constant = opset.constant(tensors[name].astype(np.float32))
             for reader in parameter.output(0).get_target_inputs():
                 reader.replace_source_output(constant.output(0))
             model.remove_parameter(parameter)

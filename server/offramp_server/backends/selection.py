@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
+import ctypes
 import importlib.util
 import logging
 import platform
 from dataclasses import dataclass
 from typing import Literal, cast
 
-import torch
-
 from offramp_model.bundle import Bundle, BundleError
 from offramp_server.backends.openvino_backend import OpenVinoBackend, OpenVinoPrecision, openvino_capabilities
-from offramp_server.backends.torch_backend import TorchBackend, TorchPrecision
 from offramp_server.engine.types import Backend
 
 logger = logging.getLogger(__name__)
 
 BackendName = Literal["torch", "openvino"]
+TorchPrecision = Literal["bf16", "f32"]
 Precision = Literal["int8", "bf16", "f32"]
 
 
@@ -33,6 +32,7 @@ class Wish:
     precision: Literal["auto", "int8", "bf16", "f32"] = "auto"
     device: str = "auto"
     openvino_threads: int = 0
+    torch_threads: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,10 +50,11 @@ class Machine:
     @classmethod
     def look(cls) -> Machine:
         """This machine."""
-        cuda, openvino = torch.cuda.is_available(), importlib.util.find_spec("openvino") is not None
+        cuda, cuda_bf16 = _look_for_cuda()
+        openvino = importlib.util.find_spec("openvino") is not None
         return cls(
             cuda=cuda,
-            cuda_bf16=cuda and torch.cuda.is_bf16_supported(including_emulation=False),
+            cuda_bf16=cuda_bf16,
             x86=platform.machine().lower() in ("x86_64", "amd64"),
             openvino=openvino,
             bf16=openvino and "BF16" in openvino_capabilities(),
@@ -80,7 +81,10 @@ def load_backend(bundle: Bundle, wish: Wish) -> Backend:
     if choice.backend == "openvino":
         backend = OpenVinoBackend(bundle, choice.precision, wish.openvino_threads, choice.reason)
     else:
-        backend = TorchBackend(bundle, choice.device, cast(TorchPrecision, choice.precision), choice.reason)
+        from offramp_server.backends.torch_backend import TorchBackend
+
+        precision = cast(TorchPrecision, choice.precision)
+        backend = TorchBackend(bundle, choice.device, precision, choice.reason, wish.torch_threads)
     model = f"{bundle.manifest.name}:{bundle.manifest.version}"
     logger.info(
         "backend chosen",
@@ -95,7 +99,7 @@ def choose(wish: Wish, has_graphs: bool, machine: Machine) -> Choice:
     Raises ChoiceError where what was asked for can't be had.
     """
     device = ("cuda" if machine.cuda else "cpu") if wish.device == "auto" else wish.device
-    on_cpu = torch.device(device).type == "cpu"
+    on_cpu = device.partition(":")[0] == "cpu"
     obstacle = None
     if not on_cpu:
         obstacle = f"OpenVINO serves the CPU and the device is {device}"
@@ -134,3 +138,18 @@ def _openvino_precision(wish: Wish, machine: Machine) -> tuple[OpenVinoPrecision
     if wish.precision == "bf16" and not machine.bf16:
         return "f32", "precision bf16 was asked for and this CPU has no bfloat16"
     return wish.precision, f"precision {wish.precision} was asked for"
+
+
+def _look_for_cuda() -> tuple[bool, bool]:
+    """Whether torch finds a CUDA device, and whether that has bfloat16.
+
+    torch, which takes seconds to import, is asked only where NVIDIA's driver is there: without it torch finds none.
+    """
+    try:
+        ctypes.CDLL("nvcuda.dll" if platform.system() == "Windows" else "libcuda.so.1")
+    except OSError:
+        return False, False
+    import torch
+
+    cuda = torch.cuda.is_available()
+    return cuda, cuda and torch.cuda.is_bf16_supported(including_emulation=False)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Literal
 
 import numpy as np
 import torch
@@ -13,10 +12,10 @@ from torch import Tensor, nn
 from offramp_model.bundle import Bundle
 from offramp_model.network import StageOutput
 from offramp_model.routing import halting_rule
+from offramp_model.weights import load_network
 from offramp_server.backends.cuda_graphs import CapturedStages
+from offramp_server.backends.selection import TorchPrecision
 from offramp_server.engine.types import StageResult
-
-TorchPrecision = Literal["bf16", "f32"]
 
 
 class TorchBackend:
@@ -26,16 +25,22 @@ class TorchBackend:
     batch_step = batches_a_share = 1
 
     def __init__(
-        self, bundle: Bundle, device: str = "auto", precision: TorchPrecision = "f32", reason: str = "asked for"
+        self,
+        bundle: Bundle,
+        device: str = "auto",
+        precision: TorchPrecision = "f32",
+        reason: str = "asked for",
+        threads: int = 0,
     ) -> None:
         """`device` is `auto` (CUDA where there is one), `cpu`, or any torch device string. Raises BundleError.
 
-        In bf16 the backbone runs in bfloat16, heads and routers in float32.
+        In bf16 the backbone runs in bfloat16, heads and routers in float32. `threads` run a batch on the CPU; 0 leaves it to
+        torch.
         """
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
-        self._device = torch.device(device)
-        self._network = bundle.load_network().to(self._device).requires_grad_(False)
+        self._device, self._threads = torch.device(device), threads
+        self._network = load_network(bundle).to(self._device).requires_grad_(False)
         self._network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing from torch's stubs
         if precision == "bf16":
             self._network.stem = _Bfloat16(self._network.stem)
@@ -60,6 +65,8 @@ class TorchBackend:
     @torch.inference_mode()
     def prepare(self, images: Sequence[np.ndarray]) -> Tensor:
         """Normalise uint8 (H, W, 3) images, or stack float32 (3, H, W) ones as they are; shape (N, 3, H, W), channels last."""
+        if self._threads:
+            torch.set_num_threads(self._threads)  # of the calling thread's batches, which the stages are run in too
         batch = torch.from_numpy(np.stack(images)).to(self._device)
         if batch.dtype == torch.uint8:
             return batch.permute(0, 3, 1, 2).float().mul_(self._scale_C11).sub_(self._shift_C11)

@@ -22,14 +22,14 @@ from offramp_model.bundle import (
     OperatingPoint,
     Preprocessing,
     Provenance,
-    half_overflows,
     open_bundle,
-    publish_bundle,
     sha256,
 )
+from offramp_model.config import NetworkConfig
 from offramp_model.costs import cost_table
 from offramp_model.factories import build_network, measure_stages
-from offramp_model.network import MultiExitResNet, NetworkConfig
+from offramp_model.network import MultiExitResNet
+from offramp_model.weights import half_overflows, load_network, publish_bundle
 from tests import stages
 
 CONFIG = NetworkConfig(
@@ -81,7 +81,7 @@ def test_round_trip(bundle: Bundle, network: MultiExitResNet, tmp_path: Path) ->
     assert opened.manifest == bundle.manifest
     assert set(opened.manifest.files) == {WEIGHTS, "README.md", "plots/card.md"}
     images = torch.randn(2, 3, 8, 8)
-    loaded = opened.load_network()
+    loaded = load_network(opened)
     assert not loaded.training
     for ours, theirs in zip(network.stages(images), loaded.stages(images), strict=True):
         torch.testing.assert_close(ours.logits, theirs.logits, rtol=1e-2, atol=1e-2)
@@ -193,10 +193,10 @@ def test_a_bundle_on_foreign_stages_needs_its_factory_allowed(tmp_path: Path) ->
         with pytest.raises(BundleError, match=complaint):
             BundleStore(store, allowed).open("tiny")
     with pytest.raises(BundleError, match=complaint):
-        Bundle(bundle.path, bundle.manifest).load_network()
+        load_network(Bundle(bundle.path, bundle.manifest))
     assert len(stages.imports) == calls, "a bundle that was refused ran its code"
 
-    loaded = BundleStore(store, {factory}).open("tiny").load_network()
+    loaded = load_network(BundleStore(store, {factory}).open("tiny"))
     for ours, theirs in zip(network.stages(images), loaded.stages(images), strict=True):
         torch.testing.assert_close(ours.logits, theirs.logits, rtol=1e-2, atol=1e-2)
 
@@ -255,7 +255,7 @@ def test_weights_of_another_shape_are_refused(bundle: Bundle) -> None:
     save_file(tensors, path)
     rewrite_manifest(bundle, {"files": bundle.manifest.files | {WEIGHTS: sha256(path)}})
     with pytest.raises(BundleError, match=r"weights\.safetensors: tensor classifier\.weight has shape \(7, 8\)"):
-        open_bundle(bundle.path).load_network()
+        load_network(open_bundle(bundle.path))
 
 
 def test_a_pickle_in_the_place_of_weights_is_refused(bundle: Bundle) -> None:
@@ -263,7 +263,7 @@ def test_a_pickle_in_the_place_of_weights_is_refused(bundle: Bundle) -> None:
     torch.save({"classifier.weight": torch.zeros(1)}, path)
     rewrite_manifest(bundle, {"files": bundle.manifest.files | {WEIGHTS: sha256(path)}})
     with pytest.raises(BundleError, match="not a safetensors file"):
-        open_bundle(bundle.path).load_network()
+        load_network(open_bundle(bundle.path))
 
 
 def test_lookup_by_name_and_version(bundle: Bundle, network: MultiExitResNet, tmp_path: Path) -> None:

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from offramp_model.config import BlockKind, NetworkConfig
 from offramp_model.costs import cost_table
-from offramp_model.network import MultiExitResNet, NetworkConfig
-from offramp_model.residual import BlockKind
+from offramp_model.network import MultiExitResNet
 
 CONFIGS = {
     "ResNet-18": NetworkConfig(),

@@ -6,9 +6,10 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from offramp_model.config import FactoryError, FactoryNotAllowedError, NetworkConfig
 from offramp_model.costs import backbone_stages, cost_table
-from offramp_model.factories import FactoryError, FactoryNotAllowedError, build_network, measure_stages
-from offramp_model.network import MultiExitResNet, NetworkConfig
+from offramp_model.factories import build_network, measure_stages
+from offramp_model.network import MultiExitResNet
 from tests import stages
 
 THREE = "tests.stages:three"

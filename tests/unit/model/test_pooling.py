@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from offramp_model.network import GRID, PARTS, part_columns, pool_parts, select_parts
+from offramp_model.config import GRID, PARTS, part_columns
+from offramp_model.network import pool_parts, select_parts
 
 
 @pytest.mark.parametrize("size", [4, 8, 13])

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from offramp_model.network import MultiExitResNet, NetworkConfig
+from offramp_model.config import NetworkConfig
+from offramp_model.network import MultiExitResNet
 from offramp_model.residual import BasicBlock, BottleneckBlock, make_stem
 
 

@@ -8,8 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from offramp_model.network import MultiExitResNet, NetworkConfig
-from offramp_model.routers import ForecastRouter, exit_signals, signal_count
+from offramp_model.config import NetworkConfig, signal_count
+from offramp_model.network import MultiExitResNet
+from offramp_model.routers import ForecastRouter, exit_signals
 
 
 @given(st.integers(1, 4), st.integers(2, 14), st.integers(0, 2**31))

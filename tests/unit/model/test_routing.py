@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from offramp_model import routing
+from offramp_model import latent, routing
 from offramp_model.routing import BankRule, Controls, ForecastRule, Policy
 
 EXITS = st.integers(2, 5)
@@ -40,7 +40,7 @@ def test_posterior_is_bayes_rule_with_costs(exits: int, seed: int, lambda_: floa
     likelihood, prior = random_simplex((7, exits), seed), random_simplex((7, exits), seed + 1)
     cost = torch.linspace(0.25, 1, exits, dtype=torch.double)
     joint = likelihood * prior * torch.exp(-lambda_ * cost)
-    posterior = routing.posterior(likelihood.log(), prior.log(), lambda_, cost)
+    posterior = latent.posterior(likelihood.log(), prior.log(), lambda_, cost)
     torch.testing.assert_close(posterior, joint / joint.sum(-1, keepdim=True))
     torch.testing.assert_close(posterior.sum(-1), torch.ones(7, dtype=torch.double))
 
@@ -48,35 +48,35 @@ def test_posterior_is_bayes_rule_with_costs(exits: int, seed: int, lambda_: floa
 def test_posterior_of_a_whole_grid_equals_one_lambda_at_a_time() -> None:
     likelihood, prior = random_simplex((7, 4), 0).log(), random_simplex((7, 4), 1).log()
     cost, grid = torch.linspace(0.25, 1, 4, dtype=torch.double), torch.tensor([0.0, 1.0, 5.0], dtype=torch.double)
-    together = routing.posterior(likelihood, prior, grid[:, None, None], cost)
+    together = latent.posterior(likelihood, prior, grid[:, None, None], cost)
     for index, lambda_ in enumerate(grid):
-        torch.testing.assert_close(together[index], routing.posterior(likelihood, prior, float(lambda_), cost))
+        torch.testing.assert_close(together[index], latent.posterior(likelihood, prior, float(lambda_), cost))
 
 
 @given(EXITS, SEEDS)
 def test_targets_and_exit_distribution_are_inverses(exits: int, seed: int) -> None:
     posterior = random_simplex((9, exits), seed)
-    logits = torch.logit(routing.halting_targets(posterior))
-    torch.testing.assert_close(routing.log_exit_distribution(logits).exp(), posterior, rtol=1e-6, atol=1e-9)
-    torch.testing.assert_close(routing.halting_logits(posterior.log()), logits, rtol=1e-5, atol=1e-7)
+    logits = torch.logit(latent.halting_targets(posterior))
+    torch.testing.assert_close(latent.log_exit_distribution(logits).exp(), posterior, rtol=1e-6, atol=1e-9)
+    torch.testing.assert_close(latent.halting_logits(posterior.log()), logits, rtol=1e-5, atol=1e-7)
 
 
 @given(EXITS, SEEDS)
 def test_exit_distribution_sums_to_one(exits: int, seed: int) -> None:
     logits = 20 * torch.randn(9, exits - 1, generator=torch.Generator().manual_seed(seed))
-    torch.testing.assert_close(routing.log_exit_distribution(logits).exp().sum(-1), torch.ones(9))
+    torch.testing.assert_close(latent.log_exit_distribution(logits).exp().sum(-1), torch.ones(9))
 
 
 def test_targets_stay_finite_where_no_mass_is_left() -> None:
-    targets = routing.halting_targets(torch.tensor([[1.0, 0.0, 0.0, 0.0], [0.0, 0.0, 0.0, 1.0]]))
+    targets = latent.halting_targets(torch.tensor([[1.0, 0.0, 0.0, 0.0], [0.0, 0.0, 0.0, 1.0]]))
     assert targets.tolist() == [[1, 1, 1], [0, 0, 0]]
 
 
 @given(EXITS, SEEDS)
 def test_survival_weighted_bce_is_the_expected_log_prior(exits: int, seed: int) -> None:
     posterior, prior = random_simplex((5, exits), seed), random_simplex((5, exits), seed + 1)
-    halting = torch.sigmoid(routing.halting_logits(prior.log()))
-    targets, weights = routing.halting_targets(posterior), routing.survival(posterior)[..., :-1]
+    halting = torch.sigmoid(latent.halting_logits(prior.log()))
+    targets, weights = latent.halting_targets(posterior), latent.survival(posterior)[..., :-1]
     bce = weights * (targets * halting.log() + (1 - targets) * torch.log1p(-halting))
     torch.testing.assert_close(bce.sum(-1), (posterior * prior.log()).sum(-1))
 

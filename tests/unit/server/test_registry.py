@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from offramp_model.bundle import Bundle, BundleStore, publish_bundle
+from offramp_model.bundle import Bundle, BundleStore
 from offramp_model.network import MultiExitResNet
+from offramp_model.weights import publish_bundle
 from offramp_server.engine.types import Answer, Frame
 from offramp_server.errors import ModelLoadError, ModelNotFoundError, UnavailableError
 from offramp_server.registry import ModelRegistry

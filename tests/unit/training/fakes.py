@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from offramp_model.conv_trunk import MAP
+from offramp_model.config import MAP
 from offramp_model.network import MultiExitResNet
 from offramp_training.cache import Features
 from offramp_training.config import JobConfig, load_config

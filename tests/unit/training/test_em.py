@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from offramp_model import routing
+from offramp_model import latent
 from offramp_training.em import Table, complete_log_likelihood, iterate, log_prior, objective, uniform_banks
 from offramp_training.sections import RoutersConfig
 
@@ -34,12 +34,12 @@ def test_exact_em_on_a_table_never_falls(frames: int, exits: int, cells: int, la
     prior = torch.full((frames, exits), -math.log(exits), dtype=torch.double)
     objectives = []
     for _ in range(12):
-        objectives.append(float(routing.evidence(log_likelihood, prior, lambda_, cost).mean()))
-        posterior = routing.posterior(log_likelihood, prior, lambda_, cost)
+        objectives.append(float(latent.evidence(log_likelihood, prior, lambda_, cost).mean()))
+        posterior = latent.posterior(log_likelihood, prior, lambda_, cost)
         mean_by_cell = members.T @ posterior / members.sum(0).clamp_min(1)[:, None]
         # through the routers' logits and back, as halting probabilities would hold it
-        logits = routing.halting_logits(mean_by_cell.clamp_min(1e-300).log())
-        prior = routing.log_exit_distribution(logits)[cell_N]
+        logits = latent.halting_logits(mean_by_cell.clamp_min(1e-300).log())
+        prior = latent.log_exit_distribution(logits)[cell_N]
     assert all(after >= before - 1e-9 for before, after in itertools.pairwise(objectives))
 
 
@@ -114,7 +114,7 @@ def test_a_uniform_prior_converges_to_the_mean_posterior() -> None:
     )
     list(iterate(banks, table, LAMBDA_L, COST_K, config))
     uniform = torch.full((4,), -math.log(4))
-    expected = routing.posterior(log_likelihood, uniform, LAMBDA_L[:, None, None], COST_K).mean(1)
+    expected = latent.posterior(log_likelihood, uniform, LAMBDA_L[:, None, None], COST_K).mean(1)
     torch.testing.assert_close(log_prior(banks, table.pooled)[:, 0].exp(), expected, atol=0.01, rtol=0.05)
-    posterior = routing.posterior(log_likelihood, uniform, LAMBDA_L[:, None, None], COST_K)
+    posterior = latent.posterior(log_likelihood, uniform, LAMBDA_L[:, None, None], COST_K)
     assert complete_log_likelihood(banks, table.pooled, posterior).shape == (4,)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from offramp_model.network import NetworkConfig
+from offramp_model.config import NetworkConfig
 from offramp_model.routers import exit_signals
 from offramp_training.forecast import cross_validate, fit_router
 from offramp_training.sections import ForecastConfig

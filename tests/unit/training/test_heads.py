@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 
-from offramp_model.conv_trunk import MAP
+from offramp_model.config import MAP
 from offramp_model.network import MultiExitResNet
 from offramp_training.assembly import load_with_heads
 from offramp_training.cache import Features

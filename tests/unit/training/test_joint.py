@@ -14,8 +14,10 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from offramp_model.bundle import open_bundle
-from offramp_model.network import MultiExitResNet, NetworkConfig
-from offramp_model.routing import evidence
+from offramp_model.config import NetworkConfig
+from offramp_model.latent import evidence
+from offramp_model.network import MultiExitResNet
+from offramp_model.weights import load_network
 from offramp_training import backbone, joint
 from offramp_training.assembly import load_backbone, load_joint_heads, load_whole
 from offramp_training.cache import open_features
@@ -194,7 +196,7 @@ def test_the_heads_of_the_joint_training_are_candidates(joint_run: RunDirectory,
 
 def test_what_is_published_is_what_was_measured_and_its_card_says_how(joint_run: RunDirectory, joint_job: JobConfig) -> None:
     bundle = open_bundle(joint_job.publish.store / "smoke-joint" / "1")
-    ours, theirs = load_whole(joint_job, joint_run).state_dict(), bundle.load_network().state_dict()
+    ours, theirs = load_whole(joint_job, joint_run).state_dict(), load_network(bundle).state_dict()
     for name, tensor in ours.items():
         assert torch.equal(tensor, theirs[name]), name
     card = (bundle.path / "README.md").read_text()

@@ -10,7 +10,9 @@ import torch
 
 from offramp_model.bundle import BundleError, BundleStore
 from offramp_model.costs import cost_table
-from offramp_server.backends import OpenVinoBackend, TorchBackend
+from offramp_model.weights import load_network
+from offramp_server.backends import OpenVinoBackend
+from offramp_server.backends.torch_backend import TorchBackend
 from offramp_server.engine.execution import no_logits
 from offramp_training.config import ConfigError, load_config
 from offramp_training.run_directory import RunDirectory
@@ -70,7 +72,7 @@ def test_stages_of_any_make_are_trained_published_and_served(store: Path, runtim
     assert (manifest.architecture, manifest.network.widths) == ("multi-exit-stages", (12, 20, 32))
     assert manifest.costs == cost_table(manifest.network)
     assert THREE in (bundle.path / "README.md").read_text()
-    pixels, network = [np.full((16, 16, 3), 90, np.uint8)] * 2, bundle.load_network()
+    pixels, network = [np.full((16, 16, 3), 90, np.uint8)] * 2, load_network(bundle)
     with torch.inference_mode():
         expected_NEC = list(network.stages(TorchBackend(bundle, device="cpu").prepare(pixels)))[-1].logits_NEC
     backend = TorchBackend(bundle, device="cpu") if runtime == "torch" else OpenVinoBackend(bundle, "f32")

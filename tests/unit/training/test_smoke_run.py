@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 
 from offramp_model.bundle import BundleStore
+from offramp_model.weights import load_network
 from offramp_training import publish, report
 from offramp_training.assembly import Standardiser, load_whole
 from offramp_training.cache import open_features
@@ -83,7 +84,7 @@ def test_the_bundle_is_what_was_measured(smoke_run: Path, smoke_store: Path, met
     assert bundle.manifest.provenance.data_note in (bundle.path / "README.md").read_text()
     assert {"metrics.json", "README.md", "plots/pareto.png"} <= set(bundle.manifest.files)
     job = load_config("smoke")
-    ours, theirs = load_whole(job, RunDirectory(smoke_run)).state_dict(), bundle.load_network().state_dict()
+    ours, theirs = load_whole(job, RunDirectory(smoke_run)).state_dict(), load_network(bundle).state_dict()
     for name, tensor in ours.items():
         assert torch.equal(tensor, theirs[name]), f"{name}: evaluated and published weights differ"
     costs = [point.mean_cost for point in bundle.manifest.operating_points]

@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from offramp_model.network import MultiExitResNet, NetworkConfig
+from offramp_model.config import NetworkConfig
+from offramp_model.network import MultiExitResNet
 from offramp_training.winograd import CompilerMissingError, convolve_3x3, use_winograd
 
 needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="g++ is not installed")

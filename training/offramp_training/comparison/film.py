@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
-from offramp_model.routing import halting_targets, posterior, survival
+from offramp_model.latent import halting_targets, posterior, survival
 from offramp_training.comparison.fitting import Fitting, draw_prices, lambda_grid, minimise, price_position, small_network
 from offramp_training.comparison.inputs import ExitInputs
 from offramp_training.comparison.rules import first_exit

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from offramp_model.routing import log_exit_distribution
+from offramp_model.latent import log_exit_distribution
 from offramp_training.comparison.fitting import Fitting, draw_prices, lambda_grid, minimise, price_position, small_network
 from offramp_training.comparison.inputs import ExitInputs
 from offramp_training.comparison.rules import first_exit

@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from offramp_model.network import GRID
+from offramp_model.config import GRID
 from offramp_training.graphs.toolkit import openvino, opset
 
 _POOLS = ("AdaptiveAvgPool", "AdaptiveMaxPool", "ReduceMean", "ReduceMax")

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from offramp_model.bundle import open_bundle
-from offramp_server.backends import TorchBackend
 from offramp_server.backends.cuda_graphs import SIZES, _padded
+from offramp_server.backends.torch_backend import TorchBackend
 from offramp_server.engine.execution import no_logits
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")

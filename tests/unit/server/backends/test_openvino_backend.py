@@ -12,11 +12,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from offramp_model.bundle import MANIFEST, Bundle, BundleError, open_bundle
 from offramp_model.graphs import FOLDER, GRAPH_WEIGHTS, KINDS
 from offramp_model.routing import Policy
-from offramp_server.backends import OpenVinoBackend, TorchBackend
+from offramp_server.backends import OpenVinoBackend
+from offramp_server.backends.torch_backend import TorchBackend
 from offramp_server.engine.execution import Place, no_logits, run_stage, run_whole, warm_up
 from offramp_server.engine.types import FrameControl, StageResult
 from offramp_training.data import synthetic_images
@@ -230,3 +232,21 @@ def test_nothing_is_reported_to_anybody() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="torch is asked for the CUDA device that there is")
+def test_a_server_that_runs_graphs_never_imports_torch(smoke_store: Path) -> None:
+    """It would take seconds of the start, and memory (ADR 15)."""
+    code = f"""
+import asyncio, sys
+from offramp_server.app import Server
+from offramp_server.config import Settings
+
+async def main():
+    async with Server(Settings(store={str(smoke_store)!r}, models=["smoke"], grpc_port=0, http_port=0)):
+        print("torch" in sys.modules)
+
+asyncio.run(main())
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip().splitlines()[-1] == "False", done.stdout

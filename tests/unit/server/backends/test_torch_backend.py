@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from offramp_model.bundle import Bundle, open_bundle
 from offramp_model.routing import Policy
-from offramp_server.backends import TorchBackend
+from offramp_model.weights import load_network
+from offramp_server.backends.torch_backend import TorchBackend
 from offramp_server.engine.execution import Place, no_logits, run_stage, run_whole
 from offramp_server.engine.types import FrameControl
 
@@ -51,7 +52,7 @@ def test_a_normalised_tensor_is_taken_as_it_is(bundle: Bundle, backend: TorchBac
 
 
 def test_stages_in_a_row_give_what_the_network_gives(bundle: Bundle, backend: TorchBackend) -> None:
-    network = bundle.load_network()
+    network = load_network(bundle)
     with torch.inference_mode():
         features, logits_NEC = backend.prepare(images(2, backend.input_size)), no_logits(2, backend.classes)
         for exit, expected in enumerate(network.stages(features), 1):

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from offramp_model.bundle import Control, Manifest, OperatingPoint, Preprocessing, Provenance
+from offramp_model.config import NetworkConfig
 from offramp_model.costs import cost_table
-from offramp_model.network import NetworkConfig
 from offramp_model.outcomes import Frontier, FrontierPoint
 
 SIZE, EXITS, CLASSES = 16, 4, 4

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from offramp_model.latent import posterior, survival
 from offramp_model.routers import exit_signals
-from offramp_model.routing import posterior, survival
 from offramp_training.comparison.at_cost import at_costs
 from offramp_training.comparison.film import FilmRouter
 from offramp_training.comparison.fitting import Fitting, draw_prices, lambda_grid, price_position
