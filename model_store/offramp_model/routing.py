@@ -50,7 +50,7 @@ def interpolate_router_logits(router_logits_NL: Array, grid: Sequence[float], la
     with slope `cost_step` = c_{k+1} − c_k, which is the least slope of the E-step's own logit there, so that a very
     large λ sends every frame out at exit 1 (section 5.5). Returns shape (N,).
     """
-    xp: Any = array_namespace(router_logits_NL)
+    xp: Any = _namespace(router_logits_NL)
     grid_L = _like(grid, router_logits_NL)
     lambda_N = xp.astype(lambda_N, router_logits_NL.dtype)
     inside_N = xp.clip(lambda_N, grid[0], grid[-1])
@@ -72,7 +72,7 @@ def forecast_halting_logit(utility_NJ: Array, lambda_N: Array, costs: Sequence[f
     s_k(λ) = (m_kk − λ c_k)/τ_s − log Σ_{j>k} exp((m_kj − λ c_j)/τ_s), shape (N,), from utilities m_kj and costs c_j of the
     exits j = k…K. It never falls as λ rises, since ds_k/dλ = (Σ_{j>k} w_j c_j − c_k)/τ_s with weights w that sum to one.
     """
-    xp: Any = array_namespace(utility_NJ)
+    xp: Any = _namespace(utility_NJ)
     dearer_J = _like([cost - costs[0] for cost in costs[1:]], utility_NJ)
     beyond_NJ = utility_NJ[:, 1:] - xp.astype(lambda_N, utility_NJ.dtype)[:, None] * dearer_J
     logit_N: Array = utility_NJ[:, 0] / temperature - _log_sum_exp(beyond_NJ / temperature)
@@ -125,7 +125,7 @@ def halting_rule(config: NetworkConfig, costs: Sequence[float]) -> HaltingRule:
 
 def normalised_entropy(probabilities_NC: Array) -> Array:
     """Shannon entropy over ln(classes), in [0, 1], shape (N,); BranchyNet's score."""
-    xp: Any = array_namespace(probabilities_NC)
+    xp: Any = _namespace(probabilities_NC)
     logs_NC = xp.log(xp.where(probabilities_NC > 0, probabilities_NC, 1.0))
     entropy_N: Array = -xp.sum(probabilities_NC * logs_NC, axis=-1) / math.log(max(probabilities_NC.shape[-1], 2))
     return entropy_N
@@ -133,17 +133,18 @@ def normalised_entropy(probabilities_NC: Array) -> Array:
 
 def confidence(probabilities_NC: Array) -> Array:
     """The largest class probability, shape (N,)."""
-    largest_N: Array = array_namespace(probabilities_NC).max(probabilities_NC, axis=-1)
+    largest_N: Array = _namespace(probabilities_NC).max(probabilities_NC, axis=-1)
     return largest_N
 
 
-def halts(policy_N: Array, threshold_N: Array, halting_N: Array, entropy_N: Array, confidence_N: Array) -> Array:
+def halts(policy_N: Array, threshold_N: Array, halting_N: Array, probabilities_NC: Array) -> Array:
     """Which frames their own policy lets go here: σ(s_k) ≥ τ, entropy ≤ τ, or confidence ≥ τ; `fixed` never. Bool, (N,)."""
-    let_go_N: Array = (
-        ((policy_N == Policy.ROUTER.value) & (halting_N >= threshold_N))
-        | ((policy_N == Policy.ENTROPY.value) & (entropy_N <= threshold_N))
-        | ((policy_N == Policy.CONFIDENCE.value) & (confidence_N >= threshold_N))
-    )
+    let_go_N: Array = (policy_N == Policy.ROUTER.value) & (halting_N >= threshold_N)
+    # a score that no frame goes by would cost as much as the softmax
+    if (by_entropy_N := policy_N == Policy.ENTROPY.value).any():
+        let_go_N = let_go_N | (by_entropy_N & (normalised_entropy(probabilities_NC) <= threshold_N))
+    if (by_confidence_N := policy_N == Policy.CONFIDENCE.value).any():
+        let_go_N = let_go_N | (by_confidence_N & (confidence(probabilities_NC) >= threshold_N))
     return let_go_N
 
 
@@ -176,7 +177,7 @@ def decide(
 
     A frame leaves where its policy says so at or after its min_exit, at its max_exit, and at the last exit.
     """
-    xp: Any = array_namespace(logits_NC)
+    xp: Any = _namespace(logits_NC)
     with np.errstate(over="ignore", invalid="ignore"):  # infinite logits and λ have their meaning, and NaN is looked for later
         probabilities_NC = _softmax(logits_NC)
         everyone_N = xp.ones(len(logits_NC), dtype=xp.bool, device=device(logits_NC))
@@ -186,25 +187,20 @@ def decide(
             halting_N = xp.zeros_like(probabilities_NC[:, 0])
         else:
             halting_N = sigmoid(rule.logit(exit, router_output, controls.lambda_N))
-        by_policy_N = (exit >= controls.min_exit_N) & halts(
-            controls.policy_N,
-            controls.threshold_NE[:, exit - 1],
-            halting_N,
-            normalised_entropy(probabilities_NC),
-            confidence(probabilities_NC),
-        )
+        threshold_N = controls.threshold_NE[:, exit - 1]
+        by_policy_N = (exit >= controls.min_exit_N) & halts(controls.policy_N, threshold_N, halting_N, probabilities_NC)
         return Decision(by_policy_N | (exit >= controls.max_exit_N), by_policy_N, probabilities_NC, halting_N)
 
 
 def sigmoid(logit_N: Array) -> Array:
     """σ(s) of halting logits, infinite ones among them."""
     with np.errstate(over="ignore"):
-        halting_N: Array = 1 / (1 + array_namespace(logit_N).exp(-logit_N))
+        halting_N: Array = 1 / (1 + _namespace(logit_N).exp(-logit_N))
     return halting_N
 
 
 def _softmax(logits_NC: Array) -> Array:
-    xp: Any = array_namespace(logits_NC)
+    xp: Any = _namespace(logits_NC)
     weights_NC = xp.exp(logits_NC - xp.max(logits_NC, axis=-1, keepdims=True))
     probabilities_NC: Array = weights_NC / xp.sum(weights_NC, axis=-1, keepdims=True)
     return probabilities_NC
@@ -212,7 +208,7 @@ def _softmax(logits_NC: Array) -> Array:
 
 def _log_sum_exp(values_NJ: Array) -> Array:
     """Of values that may be −∞, all of a row too."""
-    xp: Any = array_namespace(values_NJ)
+    xp: Any = _namespace(values_NJ)
     largest_N1 = xp.max(values_NJ, axis=-1, keepdims=True)
     shift_N1 = xp.where(xp.isfinite(largest_N1), largest_N1, 0.0)
     with np.errstate(divide="ignore"):
@@ -222,5 +218,16 @@ def _log_sum_exp(values_NJ: Array) -> Array:
 
 def _like(values: Sequence[float], other: Array) -> Array:
     """Numbers as an array of the other's kind, precision and device."""
-    array: Array = array_namespace(other).asarray(values, dtype=other.dtype, device=device(other))
+    array: Array = _namespace(other).asarray(values, dtype=other.dtype, device=device(other))
     return array
+
+
+_namespaces = dict[type, Any]()
+
+
+def _namespace(array: Array) -> Any:
+    """The array API of the array's library, looked up once: a look-up takes as long as an operation on a small batch."""
+    kind = type(array)
+    if kind not in _namespaces:
+        _namespaces[kind] = array_namespace(array)
+    return _namespaces[kind]

@@ -69,11 +69,12 @@ class Lesson:
     """The fit part's plain views, standardised."""
     fit_labels_N: Tensor
 
-    def fit_nll(self, head: Head) -> float:
-        """Nats a frame on the fit part at the temperature that is best there, since the head will get one."""
+    def fit_losses(self, head: Head) -> Tensor:
+        """Nats of every frame of the fit part at the temperature that is best there, since the head will get one."""
         with torch.no_grad():
             logits_NC = head(self.fit_inputs_NI)
-        return float(F.cross_entropy(logits_NC / fit_temperature(logits_NC, self.fit_labels_N), self.fit_labels_N))
+        temperature = fit_temperature(logits_NC, self.fit_labels_N)
+        return F.cross_entropy(logits_NC / temperature, self.fit_labels_N, reduction="none")
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,13 +87,33 @@ class Candidate:
     weight_decay: float
     dropout: float
     epoch: int
-    fit_nll: float
+    fit_losses_N: Tensor
+    """See Lesson.fit_losses."""
     head: Head
+
+    @property
+    def fit_nll(self) -> float:
+        """Nats a frame on the fit part."""
+        return float(self.fit_losses_N.mean())
 
     def report(self) -> dict[str, Any]:
         """For a result file."""
         nll = round(self.fit_nll, 5)
         return {"weight_decay": self.weight_decay, "dropout": self.dropout, "epoch": self.epoch, "fit_nll": nll}
+
+
+def choose(candidates: Sequence[Candidate]) -> Candidate:
+    """The likeliest on the fit part, but where one came with the backbone and is not a standard error behind: that one.
+
+    It has seen far more views of every image than are cached, and the best of many epochs on a few thousand frames may be so by
+    chance: the one-standard-error rule (Breiman et al. 1984, section 3.4.3), of the paired difference.
+    """
+    best = min(candidates, key=lambda candidate: candidate.fit_nll)
+    for candidate in candidates:
+        gain_N = candidate.fit_losses_N - best.fit_losses_N
+        if candidate.epoch == 0 and float(gain_N.mean()) <= float(gain_N.std()) / len(gain_N) ** 0.5:
+            return candidate
+    return best
 
 
 def fit_and_select(job: JobConfig, held_out: Features) -> tuple[Tensor, Tensor]:
@@ -202,7 +223,7 @@ def _train_exit(
         for decay, dropout in product(job.heads.weight_decays, job.heads.dropouts)
     ]
     candidates += [_as_it_came(head, lesson) for head in joint]
-    best = min(candidates, key=lambda candidate: candidate.fit_nll)
+    best = choose(candidates)
     head = best.head.requires_grad_(False)
     standardise.fold_into(head)
     head.load_state_dict(through_half(head.state_dict()))  # calibrated and reported is what will be served
@@ -222,7 +243,7 @@ def _train_exit(
 
 def _as_it_came(head: Head, lesson: Lesson) -> Candidate:
     lesson.standardise.unfold_from(head)
-    return Candidate(0.0, 0.0, 0, lesson.fit_nll(head), head)
+    return Candidate(0.0, 0.0, 0, lesson.fit_losses(head), head)
 
 
 def _train_candidate(
@@ -236,7 +257,7 @@ def _train_candidate(
     size = min(config.batch_size, count)
     optimizer = torch.optim.AdamW(head.parameters(), lr=config.peak_rate, weight_decay=decay, fused=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, config.peak_rate, total_steps=config.epochs * (count // size) + 1)
-    best_epoch, best_nll, best_state = 0, float("inf"), deepcopy(head.state_dict())
+    best_epoch, best_N, best_state = 0, torch.full(lesson.fit_labels_N.shape, torch.inf), deepcopy(head.state_dict())
     for epoch in range(1, config.epochs + 1):
         order_N = torch.randperm(count, generator=generator)
         view_N = _random_views(train, count, generator)  # one view of each image an epoch
@@ -249,12 +270,12 @@ def _train_candidate(
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             schedule.step()
-        nll = lesson.fit_nll(head)
-        if nll < best_nll:
-            best_epoch, best_nll, best_state = epoch, nll, deepcopy(head.state_dict())
+        losses_N = lesson.fit_losses(head)
+        if losses_N.mean() < best_N.mean():
+            best_epoch, best_N, best_state = epoch, losses_N, deepcopy(head.state_dict())
         advance(1)
     head.load_state_dict(best_state)
-    return Candidate(decay, dropout, best_epoch, best_nll, head)
+    return Candidate(decay, dropout, best_epoch, best_N, head)
 
 
 def _with_dropout(head: Head, inputs_NI: Tensor, share: float, generator: Generator) -> Tensor:

@@ -12,11 +12,11 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 
 from offramp_model.config import MAP
-from offramp_model.network import MultiExitResNet
+from offramp_model.network import Head, MultiExitResNet
 from offramp_training.assembly import load_with_heads
 from offramp_training.cache import Features
 from offramp_training.config import JobConfig, JobError
-from offramp_training.heads import drop, fit_and_select, head_loss, train_exits, train_heads
+from offramp_training.heads import Candidate, choose, drop, fit_and_select, head_loss, train_exits, train_heads
 from offramp_training.run_directory import RunDirectory
 from tests.unit.training.fakes import CLASSES, WIDTHS, accuracy, make_features, make_run, tiny_job
 
@@ -78,6 +78,20 @@ def test_candidates_are_judged_by_held_out_images_and_exit_by_exit(tmp_path: Pat
         tried = [(candidate["weight_decay"], candidate["dropout"]) for candidate in report["candidates"]]
         assert tried == [(0.01, 0), (0.01, 0.1), (30, 0), (30, 0.1)]
         assert report["fit_nll"] == min(candidate["fit_nll"] for candidate in report["candidates"])
+
+
+@pytest.mark.parametrize(
+    ("epoch", "gains", "chosen"),
+    [(0, [0.5, -0.3, 0.4, -0.2], 0), (0, [0.5, 0.3, 0.4, 0.2], 1), (5, [0.5, -0.3, 0.4, -0.2], 1), (0, [-0.1, -0.1, 0, 0], 0)],
+    ids=["within a standard error", "clearly behind", "not from the joint training", "ahead"],
+)
+def test_a_head_of_the_joint_training_is_kept_unless_another_is_clearly_likelier(
+    epoch: int, gains: list[float], chosen: int
+) -> None:
+    head = Head(tiny_job().network, 1)
+    losses_N = torch.tensor([1.0, 2.0, 1.5, 0.5])
+    candidates = [Candidate(0, 0, epoch, losses_N + torch.tensor(gains), head), Candidate(0.1, 0.3, 7, losses_N, head)]
+    assert choose(candidates) is candidates[chosen]
 
 
 @pytest.mark.parametrize("cascade", [False, True])
