@@ -74,7 +74,9 @@ def train_backbone(job: JobConfig, run: RunDirectory) -> None:
     fabric.launch()
     fabric.seed_everything(job.seed, verbose=False)
     images = _load(job, fabric.device)
-    torch.backends.cudnn.benchmark = True  # batches are all alike
+    if fabric.device.type == "cuda":
+        torch.backends.cudnn.benchmark = True  # batches are all alike
+        torch.set_float32_matmul_precision("high")  # TF32 for what is not in bfloat16, as cuDNN's convolutions have it anyway
     network = new_network(job.network)
     if config.start_from is not None:
         load_weights(network, config.start_from)

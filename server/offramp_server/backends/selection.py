@@ -7,16 +7,19 @@ import importlib.util
 import logging
 import platform
 from dataclasses import dataclass
-from typing import Literal, cast
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, cast
 
 from offramp_model.bundle import Bundle, BundleError
 from offramp_server.backends.openvino_backend import OpenVinoBackend, OpenVinoPrecision, openvino_capabilities
 from offramp_server.engine.types import Backend
 
+if TYPE_CHECKING:
+    from offramp_server.backends.torch_backend import TorchPrecision
+
 logger = logging.getLogger(__name__)
 
 BackendName = Literal["torch", "openvino"]
-TorchPrecision = Literal["bf16", "f32"]
 Precision = Literal["int8", "bf16", "f32"]
 
 
@@ -83,7 +86,7 @@ def load_backend(bundle: Bundle, wish: Wish) -> Backend:
     else:
         from offramp_server.backends.torch_backend import TorchBackend
 
-        precision = cast(TorchPrecision, choice.precision)
+        precision = cast("TorchPrecision", choice.precision)
         backend = TorchBackend(bundle, choice.device, precision, choice.reason, wish.torch_threads)
     model = f"{bundle.manifest.name}:{bundle.manifest.version}"
     logger.info(
@@ -141,15 +144,21 @@ def _openvino_precision(wish: Wish, machine: Machine) -> tuple[OpenVinoPrecision
 
 
 def _look_for_cuda() -> tuple[bool, bool]:
-    """Whether torch finds a CUDA device, and whether that has bfloat16.
+    """Whether torch finds a device that it calls CUDA, NVIDIA's or AMD's, and whether that has bfloat16.
 
-    torch, which takes seconds to import, is asked only where NVIDIA's driver is there: without it torch finds none.
+    torch, which takes seconds to import, is asked only where one's driver is there: without it torch finds none.
     """
-    try:
-        ctypes.CDLL("nvcuda.dll" if platform.system() == "Windows" else "libcuda.so.1")
-    except OSError:
+    if not (_has_nvidia_driver() or Path("/dev/kfd").exists()):
         return False, False
     import torch
 
     cuda = torch.cuda.is_available()
     return cuda, cuda and torch.cuda.is_bf16_supported(including_emulation=False)
+
+
+def _has_nvidia_driver() -> bool:
+    try:
+        ctypes.CDLL("nvcuda.dll" if platform.system() == "Windows" else "libcuda.so.1")
+    except OSError:
+        return False
+    return True

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Literal
 
 import numpy as np
 import torch
@@ -14,8 +15,9 @@ from offramp_model.network import StageOutput
 from offramp_model.routing import halting_rule
 from offramp_model.weights import load_network
 from offramp_server.backends.cuda_graphs import CapturedStages
-from offramp_server.backends.selection import TorchPrecision
 from offramp_server.engine.types import StageResult
+
+TorchPrecision = Literal["bf16", "f32"]
 
 
 class TorchBackend:

@@ -7,8 +7,10 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 
 from offramp_model.bundle import BundleError, open_bundle
+from offramp_server.backends import selection
 from offramp_server.backends.selection import Choice, ChoiceError, Machine, Wish, choose, load_backend
 from tests.conftest import HAS_NNCF
 
@@ -104,3 +106,13 @@ def test_a_choice_says_everything_once() -> None:
         "cpu",
         "the bundle carries OpenVINO graphs for this CPU; its int8 graphs passed the quality gate when they were published",
     )
+
+
+@pytest.mark.parametrize("driver", [True, False])
+def test_torch_is_asked_for_a_gpu_where_there_is_a_driver_for_one(driver: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    monkeypatch.setattr(selection, "_has_nvidia_driver", lambda: driver)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: asked.append(True) or True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: True)
+    machine = Machine.look()
+    assert (machine.cuda, machine.cuda_bf16, bool(asked)) == (driver, driver, driver)
