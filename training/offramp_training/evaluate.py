@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from itertools import pairwise
+from statistics import NormalDist
 from typing import Any
 
 import torch
@@ -70,14 +71,14 @@ def _paper(job: JobConfig, run: RunDirectory, held_out: Features, test: Features
 def measure(select: Frames, test: Frames, job: JobConfig) -> dict[str, Any]:
     """Choices made on `select`, figures of both parts.
 
-    The default control is the router's: the largest λ, at the configured τ, that costs no more accuracy than tolerated; where
-    even the smallest λ costs more, the most accurate one. Default thresholds of entropy and confidence follow the same rule.
+    The default control is the router's: the largest λ, at the configured τ, that costs no more accuracy than tolerated, with the
+    configured confidence; where even the smallest λ costs more, the most accurate one. Default thresholds of entropy and
+    confidence follow the same rule.
     """
     config, lambdas, router = job.evaluate, job.routers.lambdas, policies.ROUTER_NAMES[job.network.router_kind]
     full = policies.full_network(select)
-    floor = full.accuracy - config.tolerated_loss
     sweeps = _sweeps(select, config, lambdas)
-    best = {policy: pick(select, sweeps[policy], floor) for policy in ("router", "entropy", "confidence")}
+    best = {policy: pick(select, sweeps[policy], config) for policy in ("router", "entropy", "confidence")}
     cost = policies.run_policy(select, best["router"]).mean_cost
     matched = _nearest_cost(select, sweeps["entropy"], cost)
     sweeps["router_threshold"] = [
@@ -105,7 +106,7 @@ def measure(select: Frames, test: Frames, job: JobConfig) -> dict[str, Any]:
         "router_kind": job.network.router_kind,
         "note": "select: held-out images that neither heads nor routers saw; every choice is made there. test: reported only.",
         "rule": (
-            f"best of a policy: the cheapest point {_bound(config.tolerated_loss)} the full network's accuracy on select, "
+            f"best of a policy: the cheapest point {_bound(config)} the full network's accuracy on select, "
             "or the most accurate where none is"
         ),
         "lambdas": list(lambdas),
@@ -129,13 +130,22 @@ def measure(select: Frames, test: Frames, job: JobConfig) -> dict[str, Any]:
     }
 
 
-def pick(select: Frames, candidates: list[Control], floor: float) -> Control:
-    """The cheapest candidate whose accuracy on select reaches the floor; the most accurate one where none does.
+def pick(select: Frames, candidates: list[Control], config: EvaluateConfig) -> Control:
+    """The cheapest candidate that loses no more accuracy against the full network than tolerated; the most accurate where none.
 
-    For the router this is the largest λ that still meets it. Equal costs go to the more accurate.
+    On frames like those of select, with the configured confidence: by the paired differences' mean and standard error, taken as
+    normal. For the router this is the largest λ that still meets it. Equal costs go to the more accurate.
     """
-    outcomes = [(control, policies.run_policy(select, control)) for control in candidates]
-    enough = [(control, outcome) for control, outcome in outcomes if outcome.accuracy >= floor]
+    deviations = NormalDist().inv_cdf(config.confidence)
+    full_right_N = (select.full_logits_NC.argmax(1) == select.labels_N).double()
+    outcomes, enough = [], []
+    for control in candidates:
+        exit_N = policies.choose_exits(select, control)
+        outcome = select.outcome(exit_N)
+        gain_N = select.right.gather(1, exit_N[:, None] - 1).squeeze(1).double() - full_right_N
+        outcomes.append((control, outcome))
+        if gain_N.mean() - deviations * gain_N.std() / len(gain_N) ** 0.5 >= -config.tolerated_loss:
+            enough.append((control, outcome))
     if enough:
         return min(enough, key=lambda pair: (pair[1].mean_cost, -pair[1].accuracy))[0]
     return max(outcomes, key=lambda pair: (pair[1].accuracy, -pair[1].mean_cost))[0]
@@ -230,8 +240,10 @@ def _fixed_points(frames: Frames) -> list[tuple[float, float]]:
     return [(round(cost, 6), round(accuracy, 6)) for cost, accuracy in zip(frames.costs.ratios, accuracies, strict=True)]
 
 
-def _bound(loss: float) -> str:
-    return f"at least {-loss:.3g} above" if loss < 0 else f"at most {loss:.3g} below"
+def _bound(config: EvaluateConfig) -> str:
+    loss = config.tolerated_loss
+    bound = f"at least {-loss:.3g} above" if loss < 0 else f"at most {loss:.3g} below"
+    return bound if config.confidence == 0.5 else f"that is, with confidence {config.confidence:g}, {bound}"
 
 
 def _exit_quality(select: Frames, test: Frames) -> list[dict[str, Any]]:

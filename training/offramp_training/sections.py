@@ -198,6 +198,9 @@ class EvaluateConfig(Section):
     tolerated_loss: Annotated[float, Field(gt=-1, lt=1)] = 0.01
     """Accuracy that a default may lose against the full network on select: 0.01 is one percentage point. Below 0 it must gain as
     much, so that a default which has a little to spare on select keeps the full network's accuracy elsewhere too."""
+    confidence: Annotated[float, Field(ge=0.5, lt=1)] = 0.5
+    """How sure it is, on one side, that a default keeps to that on other frames than those of select, of which there are few; 0.5
+    takes the accuracies on select as they are."""
     router_threshold: Annotated[float, Field(gt=0, le=1)] = 0.5
     sweep_points: Annotated[int, Field(ge=3)] = 41
     """Thresholds of each sweep over entropy, confidence and τ."""

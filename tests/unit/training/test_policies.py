@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -25,6 +26,7 @@ from offramp_training.policies import (
     run_policy,
     upper_hull,
 )
+from offramp_training.sections import EvaluateConfig
 
 COSTS = CostTable(full_macs=1000, exit_macs=(280, 520, 760, 1000))
 
@@ -84,9 +86,23 @@ def test_hull_covers_every_point_and_is_concave(hundredths: list[tuple[int, int]
 def test_pick_takes_the_cheapest_that_is_good_enough_and_else_the_best() -> None:
     frames = make_frames()
     exits = [Control(policy="fixed", max_exit=exit) for exit in (1, 2, 3, 4)]
-    assert pick(frames, exits, floor=0.3).max_exit == 1
-    assert pick(frames, exits, floor=0.5).max_exit == 3
-    assert pick(frames, exits, floor=0.99).max_exit == 3
+    for tolerated_loss, exit in ((0, 1), (-0.3, 3), (-0.9, 3)):  # the full network has a third
+        assert pick(frames, exits, EvaluateConfig(tolerated_loss=tolerated_loss)).max_exit == exit
+
+
+@pytest.mark.parametrize(("copies", "exit"), [(2, 4), (40, 3)])
+def test_pick_is_as_sure_as_it_is_told_to_be(copies: int, exit: int) -> None:
+    """Exit 3 is right on a third more of the frames than the full network, which six frames hardly tell and 120 do."""
+    one = make_frames()
+    frames = replace(
+        one,
+        logits_NKC=one.logits_NKC.repeat(copies, 1, 1),
+        full_logits_NC=one.full_logits_NC.repeat(copies, 1),
+        labels_N=one.labels_N.repeat(copies),
+        router_outputs=[output.repeat(copies, 1) for output in one.router_outputs],
+    )
+    exits = [Control(policy="fixed", max_exit=exit) for exit in (3, 4)]
+    assert pick(frames, exits, EvaluateConfig(tolerated_loss=0, confidence=0.95)).max_exit == exit
 
 
 def test_verdict_names_a_collapse() -> None:
