@@ -27,7 +27,7 @@ from typing import Any
 
 import numpy as np
 
-from compare.goals import MAX_ACCURACY_DROP, judge
+from compare.goals import judge
 from compare.graphs import served_networks
 from compare.machine import describe_machine, describe_versions
 from compare.peers import PEERS
@@ -40,7 +40,6 @@ from compare.subjects import CONNECTIONS, Bare, Frames, OfframpServer, PeerServe
 from offramp_client import Control
 from offramp_client.bench_frames import load_frames
 from offramp_model.bundle import WEIGHTS, Bundle, BundleStore, Manifest, open_bundle
-from offramp_model.bundle import Control as BundleControl
 from offramp_server.config import DEFAULT_MODEL, default_store
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -51,7 +50,7 @@ class Run:
 
     def __init__(self, plan: Plan, bundle: Bundle, peers: list[Peer], home: Path) -> None:
         self._plan, self._bundle, self._peers, self._home = plan, bundle, peers, home
-        self._control = cheapest_control(bundle.manifest)
+        self._control = bundle.manifest.default_control
         self._frames = read_frames(bundle.manifest, plan.frames)
         self._processes: list[ServerProcess] = []
         self._ways: list[Way] = []
@@ -176,16 +175,6 @@ class Run:
             "bare": loops,
             "bare_exits": exits.round(4).tolist(),
         }
-
-
-def cheapest_control(manifest: Manifest) -> BundleControl:
-    """The published point that costs least within 0.25 points of the full network, by held-out images; else the default.
-
-    That is half of what is allowed on the frames of the run, which are other images.
-    """
-    enough = manifest.full_accuracy - MAX_ACCURACY_DROP / 2
-    points = [point for point in manifest.operating_points if point.accuracy >= enough]
-    return min(points, key=lambda point: point.mean_cost).control if points else manifest.default_control
 
 
 def read_frames(manifest: Manifest, count: int) -> Frames:
