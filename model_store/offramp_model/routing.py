@@ -1,8 +1,8 @@
 """The halting rule: scores, and what exits decide about frames, as pure functions, shared by training and serving.
 
-It takes NumPy's arrays and torch's tensors alike: a server decides on the former, since
-each operation of torch lets go of the interpreter's lock (docs/scheduling.md), and an attack on the routers needs gradients.
-Equation numbers are the paper's. N frames, K exits, L grid values of λ; exits count from 1 outside tensors.
+It takes NumPy's arrays and torch's tensors alike: a server decides on the former, since each operation of torch lets go of the
+interpreter's lock (docs/scheduling.md), and an attack on the routers needs gradients. Imports no torch (ADR 15).
+N frames, K exits, L grid values of λ; exits count from 1 outside tensors.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def interpolate_router_logits(router_logits_NL: Array, grid: Sequence[float], la
 
     Linear in λ between neighbours; below the grid the first router holds. Above it the logit rises from the last router's
     with slope `cost_step` = c_{k+1} − c_k, which is the least slope of the E-step's own logit there, so that a very
-    large λ sends every frame out at exit 1 (section 5.5). Returns shape (N,).
+    large λ sends every frame out at exit 1 (paper, section 5.5). Returns shape (N,).
     """
     xp: Any = _namespace(router_logits_NL)
     grid_L = _like(grid, router_logits_NL)
