@@ -36,6 +36,7 @@ from offramp_training.joint import JointNetwork, joint_loss
 from offramp_training.pruning import FULL_SHARE, prune
 from offramp_training.run_directory import RunDirectory, progress_bar, say
 from offramp_training.sections import BackboneConfig
+from offramp_training.teacher import TaughtNetwork, taught_loss
 
 STEP = "backbone"
 
@@ -79,9 +80,10 @@ def train_backbone(job: JobConfig, run: RunDirectory) -> None:
         torch.set_float32_matmul_precision("high")  # TF32 for what is not in bfloat16, as cuDNN's convolutions have it anyway
     network = new_network(job.network)
     if config.start_from is not None:
-        load_weights(network, config.start_from)
+        load_weights(network, config.start_from, "start_from", new_classes=True)
     choose_convolution(network, job, precision, fabric.device)
     task = _task(job, network, fabric.device)
+    task.module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's annotations lack it
     if config.compile:
         task.module.compile()
     model, optimizer = fabric.setup(task.module, _optimizer(task.module, config), move_to_device=True)
@@ -143,27 +145,31 @@ def _load(job: JobConfig, device: torch.device) -> _Images:
     return _Images(data.to(device), train_N.to(device), held_out_N.to(device), mean, std)
 
 
-def load_weights(network: MultiExitNetwork, path: Path) -> None:
-    """Take over the backbone of a safetensors file; its classifier too, where it has as many classes.
+def load_weights(network: MultiExitNetwork, path: Path, field: str, *, new_classes: bool = False) -> None:
+    """Take over the backbone of a safetensors file, and its classifier; with `new_classes` that only where it has as many.
 
-    Raises JobError where the file can't be read or holds another network.
+    Raises JobError, naming the field of the backbone's settings, where the file can't be read or holds another network.
     """
     try:
         tensors = load_file(path)
     except (OSError, SafetensorError) as error:
-        raise JobError(f"backbone.start_from: {path} can't be read ({error})") from error
+        raise JobError(f"backbone.{field}: {path} can't be read ({error})") from error
     wanted = {name: t for name, t in network.state_dict().items() if not name.startswith(("heads.", "routers."))}
     unfit = [name for name, tensor in wanted.items() if name not in tensors or tensors[name].shape != tensor.shape]
-    if any(not name.startswith("classifier.") for name in unfit):
-        raise JobError(f"backbone.start_from: {path} holds another network: {unfit[0]} is missing or has another shape")
+    if any(not (new_classes and name.startswith("classifier.")) for name in unfit):
+        raise JobError(f"backbone.{field}: {path} holds another network: {unfit[0]} is missing or has another shape")
     network.load_state_dict({name: tensors[name] for name in wanted if name not in unfit}, strict=False)
 
 
 def _task(job: JobConfig, network: MultiExitNetwork, device: torch.device) -> _Task:
-    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's annotations lack it
     smoothing = job.backbone.label_smoothing
     if (config := job.backbone.joint) is None:
         network.heads.requires_grad_(False)
+        if (teaching := job.backbone.teacher) is not None:
+            teacher = new_network(job.network)
+            load_weights(teacher, teaching.weights, "teacher.weights")
+            taught = TaughtNetwork(network, teacher)
+            return _Task(taught, partial(taught_loss, config=teaching, label_smoothing=smoothing), lambda: network)
         return _Task(network, partial(F.cross_entropy, reduction="none", label_smoothing=smoothing), lambda: network)
     joint, cost_K = JointNetwork(network), torch.tensor(cost_table(job.network).ratios, device=device)
     return _Task(joint, partial(joint_loss, cost_K=cost_K, config=config, label_smoothing=smoothing), joint.folded)

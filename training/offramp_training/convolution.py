@@ -27,8 +27,11 @@ def backbone_precision(config: BackboneConfig) -> Precision:
 def choose_convolution(network: MultiExitNetwork, job: JobConfig, precision: Precision, device: torch.device) -> None:
     """Switch a network to Winograd convolutions, if the configuration says so or `auto` finds them worthwhile for training.
 
+    On a CPU the process keeps the memory that any of them frees.
     Raises JobError where they are asked for by name and can't be compiled.
     """
+    if device.type == "cpu":
+        keep_freed_memory()
     wanted = job.backbone.convolution
     if wanted == "torch":
         return
@@ -42,5 +45,3 @@ def choose_convolution(network: MultiExitNetwork, job: JobConfig, precision: Pre
         if wanted == "winograd":
             raise JobError(f"backbone.convolution: {error}") from error
         say("convolution", f"torch's own: {error}")
-        return
-    keep_freed_memory()

@@ -17,6 +17,7 @@ from offramp_model.latent import posterior
 from offramp_model.network import MultiExitNetwork, pool, pool_parts
 from offramp_training.assembly import first_linear, fold
 from offramp_training.sections import JointConfig
+from offramp_training.teacher import divergence
 
 
 class JointNetwork(nn.Module):
@@ -95,11 +96,8 @@ def joint_loss(logits_NEC: Tensor, labels_N: Tensor, cost_K: Tensor, config: Joi
     full_NC, exits_NKC = logits_NEC[:, -1], logits_NEC[:, :-1]
     exits = exits_NKC.shape[1]
     log_likelihood_NK = exits_NKC.log_softmax(-1).gather(2, labels_N[:, None, None].expand(-1, exits, 1)).squeeze(2)
-    temperature = config.distillation_temperature
-    teacher_N1C = (full_NC.detach() / temperature).log_softmax(-1)[:, None]
-    student_NKC = (exits_NKC / temperature).log_softmax(-1)
-    divergence_NK = (teacher_N1C.exp() * (teacher_N1C - student_NKC)).sum(-1)
-    loss_NK = config.distillation * temperature**2 * divergence_NK - (1 - config.distillation) * log_likelihood_NK
+    divergence_NK = divergence(full_NC.detach()[:, None], exits_NKC, config.distillation_temperature)
+    loss_NK = config.distillation * divergence_NK - (1 - config.distillation) * log_likelihood_NK
     weight_NK = responsibility_weights(log_likelihood_NK.detach(), cost_K, config)
     full_N = F.cross_entropy(full_NC, labels_N, reduction="none", label_smoothing=label_smoothing)
     return full_N + (weight_NK * loss_NK).sum(1)

@@ -69,6 +69,18 @@ class JointConfig(Section):
     distillation_temperature: PositiveFloat = 3.0
 
 
+class TeacherConfig(Section):
+    """A trained network that the plain one learns from (teacher.py)."""
+
+    weights: Path
+    """Of a network of the same shape, trained on the same data: another run's backbone.safetensors, or a bundle's
+    weights.safetensors. Keep its seed too, as with `start_from`."""
+    share: Annotated[float, Field(ge=0, le=1)] = 0.8
+    """Weight of its softmax as the target; the label has the rest."""
+    temperature: PositiveFloat = 3.0
+    """Softens both sides of the distillation (Hinton et al. 2015)."""
+
+
 class BackboneConfig(Section):
     """One-cycle SGD with Nesterov momentum."""
 
@@ -76,6 +88,8 @@ class BackboneConfig(Section):
     """None, `[]`, takes the weights of `start_from` as they are."""
     joint: JointConfig | None = None
     """Trains heads together with the backbone; where not given, the backbone is trained alone and the exits wait."""
+    teacher: TeacherConfig | None = None
+    """Whom the backbone learns from besides the labels; not with `joint`, where the full network teaches the exits."""
     start_from: Path | None = None
     """Weights to go on from: another run's backbone.safetensors, or a bundle's weights.safetensors. On the same data keep the
     seed too, or images that are held out now were trained on before."""
@@ -107,6 +121,8 @@ class BackboneConfig(Section):
             raise ValueError("phases is empty: name at least one, or the weights to take as they are in start_from")
         if not self.phases and self.joint is not None:
             raise ValueError("phases is empty: joint training needs at least one")
+        if self.joint is not None and self.teacher is not None:
+            raise ValueError("teacher: give it where the backbone is trained alone, without joint")
         return self
 
 

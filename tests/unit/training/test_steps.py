@@ -218,7 +218,11 @@ def test_a_backbone_with_neither_epochs_nor_weights_is_refused() -> None:
 
 @pytest.mark.parametrize(
     ("override", "complaint"),
-    [("backbone.start_from=nowhere.safetensors", "can't be read"), ("network.widths=[8, 16, 24, 40]", "holds another network")],
+    [
+        ("backbone.start_from=nowhere.safetensors", r"^backbone\.start_from: nowhere\.safetensors can't be read"),
+        ("network.widths=[8, 16, 24, 40]", r"^backbone\.start_from: .* holds another network"),
+        ("backbone.teacher={weights: nowhere.safetensors}", r"^backbone\.teacher\.weights: nowhere\.safetensors can't be read"),
+    ],
 )
 def test_weights_that_do_not_fit_are_refused(smoke_store: Path, tmp_path: Path, override: str, complaint: str) -> None:
     weights = smoke_store / "smoke" / "1" / "weights.safetensors"
