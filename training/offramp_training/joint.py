@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from offramp_model.latent import posterior
 from offramp_model.network import MultiExitNetwork, pool, pool_parts
 from offramp_training.assembly import first_linear, fold
+from offramp_training.distillation import divergence
 from offramp_training.sections import JointConfig
-from offramp_training.teacher import divergence
 
 
 class JointNetwork(nn.Module):

@@ -1,4 +1,4 @@
-"""Training the plain network with a trained one as its teacher (Hinton et al. 2015); no files here.
+"""Training the plain network with a trained one as its teacher; no files here.
 
 The teacher sees every image as the network does, with the same crop, flip and cut-out (Beyer et al. 2022, *Knowledge
 distillation: a good teacher is patient and consistent*, arXiv:2106.05237).
@@ -9,10 +9,10 @@ from __future__ import annotations
 from typing import Self
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from offramp_model.network import MultiExitNetwork
+from offramp_training.distillation import distilled_loss
 from offramp_training.sections import TeacherConfig
 
 
@@ -40,17 +40,7 @@ class TaughtNetwork(nn.Module):
         return torch.stack([teacher_NC, logits_NC], 1)
 
 
-def divergence(teacher_C: Tensor, student_C: Tensor, temperature: float) -> Tensor:
-    """T² KL(teacher ‖ student) in nats of the softmax at a temperature, over the last of the logits' dimensions.
-
-    T² keeps the size of its gradient whatever the temperature.
-    """
-    teacher_log, student_log = (teacher_C / temperature).log_softmax(-1), (student_C / temperature).log_softmax(-1)
-    return temperature**2 * (teacher_log.exp() * (teacher_log - student_log)).sum(-1)
-
-
 def taught_loss(logits_N2C: Tensor, labels_N: Tensor, config: TeacherConfig, label_smoothing: float) -> Tensor:
     """Each image's loss in nats, shape (N,), from what `TaughtNetwork` gives in training."""
     teacher_NC, logits_NC = logits_N2C.unbind(1)
-    label_N = F.cross_entropy(logits_NC, labels_N, reduction="none", label_smoothing=label_smoothing)
-    return (1 - config.share) * label_N + config.share * divergence(teacher_NC, logits_NC, config.temperature)
+    return distilled_loss(logits_NC, labels_N, teacher_NC, config.share, config.temperature, label_smoothing)

@@ -15,8 +15,10 @@ from offramp_model.config import MAP
 from offramp_model.network import Head, MultiExitResNet
 from offramp_training.assembly import load_with_heads
 from offramp_training.cache import Features
+from offramp_training.candidates import Candidate, choose, drop
 from offramp_training.config import JobConfig, JobError
-from offramp_training.heads import Candidate, choose, drop, fit_and_select, head_loss, train_exits, train_heads
+from offramp_training.distillation import distilled_loss
+from offramp_training.heads import fit_and_select, train_exits, train_heads
 from offramp_training.run_directory import RunDirectory
 from tests.unit.training.fakes import CLASSES, WIDTHS, accuracy, make_features, make_run, tiny_job
 
@@ -127,10 +129,10 @@ def test_the_loss_of_distillation() -> None:
     logits, labels = torch.zeros(1, 2), torch.tensor([0])
     teacher = torch.tensor([[math.log(3), 0.0]])
     divergence = 0.75 * math.log(1.5) + 0.25 * math.log(0.5)
-    assert float(head_loss(logits, labels, teacher, 0.0, 5.0)) == pytest.approx(math.log(2))
-    assert float(head_loss(logits, labels, teacher, 1.0, 1.0)) == pytest.approx(divergence)
-    assert float(head_loss(logits, labels, 2 * teacher, 1.0, 2.0)) == pytest.approx(4 * divergence)
-    assert float(head_loss(logits, labels, teacher, 0.25, 1.0)) == pytest.approx(0.75 * math.log(2) + 0.25 * divergence)
+    assert float(distilled_loss(logits, labels, teacher, 0.0, 5.0)) == pytest.approx(math.log(2))
+    assert float(distilled_loss(logits, labels, teacher, 1.0, 1.0)) == pytest.approx(divergence)
+    assert float(distilled_loss(logits, labels, 2 * teacher, 1.0, 2.0)) == pytest.approx(4 * divergence)
+    assert float(distilled_loss(logits, labels, teacher, 0.25, 1.0)) == pytest.approx(0.75 * math.log(2) + 0.25 * divergence)
 
 
 def test_distillation_learns_what_the_full_network_says_of_the_very_view(tmp_path: Path) -> None:

@@ -14,10 +14,11 @@ from safetensors.torch import load_file, save_file
 from offramp_model.config import NetworkConfig
 from offramp_model.network import MultiExitResNet
 from offramp_training.config import ConfigError, JobError, load_config
+from offramp_training.distillation import divergence
 from offramp_training.run_directory import RunDirectory
 from offramp_training.sections import TeacherConfig
 from offramp_training.steps import run_steps
-from offramp_training.teacher import TaughtNetwork, divergence, taught_loss
+from offramp_training.teacher import TaughtNetwork, taught_loss
 
 CONFIG = NetworkConfig(widths=(4, 6), blocks=(1, 1), classes=3, input_size=8)
 
