@@ -10,7 +10,7 @@ from offramp_training.config import JobConfig
 from offramp_training.recoding import recoded_markdown
 from offramp_training.report import lambda_unit, paper_markdown, proof_markdown, table
 from offramp_training.run_directory import RunDirectory
-from offramp_training.sections import BackboneConfig, JointConfig
+from offramp_training.sections import BackboneConfig, JointConfig, TeacherConfig
 from offramp_training.utilities import Utility
 
 _FORECAST: dict[Utility, str] = {
@@ -122,11 +122,12 @@ def _backbone_training(config: BackboneConfig, result: dict[str, Any]) -> str:
         else ""
     )
     joint = f" {_joint(config.joint)}" if config.joint else ""
+    teacher = f" {_teacher(config.teacher)}" if config.teacher else ""
     numbers = "bfloat16" if result["precision"] == "bf16-mixed" else "float32"
     return f"""\
 SGD with Nesterov momentum {config.momentum:g}, one-cycle rate up to {config.peak_rate:g}, batches of
   {config.batch_size}, weight decay {config.weight_decay:g}, label smoothing {config.label_smoothing:g}, random crop
-  and flip{cut_out}; epochs: {phases}{earlier}; {numbers}.{pruning}{joint}"""
+  and flip{cut_out}; epochs: {phases}{earlier}; {numbers}.{pruning}{teacher}{joint}"""
 
 
 def _how(job: JobConfig, results: dict[str, Any]) -> str:
@@ -157,6 +158,13 @@ Seed {job.seed}. {job.data.held_out_fraction:.0%} of the training images were he
 | step | duration | machine |
 | --- | --- | --- |
 {durations}"""
+
+
+def _teacher(config: TeacherConfig) -> str:
+    return (
+        f"Besides the labels it learned, with a share of {config.share:g} and at temperature {config.temperature:g}, "
+        "from the softmax of a network trained before."
+    )
 
 
 def _joint(config: JointConfig) -> str:

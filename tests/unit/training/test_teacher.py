@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from offramp_model.config import NetworkConfig
 from offramp_model.network import MultiExitResNet
+from offramp_training import model_card
 from offramp_training.config import ConfigError, JobError, load_config
 from offramp_training.distillation import divergence
 from offramp_training.run_directory import RunDirectory
@@ -61,6 +62,8 @@ def test_a_run_learns_from_its_teacher_alone(smoke_run: Path, tmp_path: Path) ->
     run = RunDirectory(tmp_path / "run")
     run_steps(taught, run, ("backbone",))
     assert run.result("backbone")["held_out_accuracy"] > published - 0.15
+    card = model_card._backbone_training(taught.backbone, run.result("backbone"))
+    assert "with a share of 1 and at temperature 3, from the softmax of a network trained before" in card
     assert set(load_file(run.root / "backbone" / "backbone.safetensors")) == set(load_file(weights))
 
 
